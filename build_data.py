@@ -1,0 +1,132 @@
+"""Stage 0: from a policy and questions to trial-and-error trajectories.
+
+    sample K answers -> grade by rule -> difficulty -> verify by model, keep what the rule confirms -> compose
+
+Differs from the paper: the policy itself writes the verifications (or --verifier-model; the paper asks a larger model),
+and easy questions are thinned by --keep-easy only.
+
+    python build_data.py                                             # built-in puzzles and policy -> out/data
+    python build_data.py --model DIR --questions gsm8k_train.jsonl   # a real checkpoint, real questions
+"""
+import argparse
+import collections
+import random
+
+from nanoverify.checkpoint import load_model
+from nanoverify.evaluate import respond, share
+from nanoverify.files import InputError, output_folder, run, write_json, write_jsonl
+from nanoverify.stage import add_model_flags, add_question_flags, load, positive, train_problems
+from nanoverify.tokenizer import Tokenizer
+from nanoverify.trajectory import OPENING, as_row, attempts_for, choose_attempts, compose, loss_mask, parse, usable, well_formed
+from nanoverify.verifier import VERIFY_PROMPTS, agreement, verify
+from nanoverify.answers import extract
+
+
+def flags(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="out/data", help="folder for trajectories, samples and statistics (default: %(default)s)")
+    add_model_flags(parser)
+    add_question_flags(parser)
+    group = parser.add_argument_group("stage 0")
+    group.add_argument("--count", type=positive, default=3000, help="questions (default: %(default)s)")
+    group.add_argument("--samples", type=int, default=8, metavar="K", help="answers per question; paper: 5 (default: %(default)s)")
+    group.add_argument("--temperature", type=float, default=0.7, help="of answers and verifications (default: %(default)s)")
+    group.add_argument("--verifier-model", metavar="DIR", help="model that writes the verifications (default: --model)")
+    group.add_argument("--verifications", type=positive, default=2, help="tries per answer and style (default: %(default)s)")
+    group.add_argument("--styles", nargs="+", choices=tuple(VERIFY_PROMPTS), default=["confirmative"],
+                       help="styles that go into the trajectories; both are measured (default: %(default)s)")
+    group.add_argument("--keep-easy", type=float, default=0.24, help="share kept of questions never answered wrong (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if args.samples < 2:
+        raise InputError(f"--samples {args.samples}: difficulty needs at least 2 answers per question")
+    if args.temperature <= 0:
+        raise InputError(f"--temperature {args.temperature}: must be above 0, or all answers are the same")
+    return args
+
+
+def main(argv=None):
+    args = flags(argv)
+    model, tokenizer = load(args)
+    problems = train_problems(args, args.count)
+    rng = random.Random(args.seed)
+    with output_folder(args.out) as folder:
+        # 1. answer each question K times; the rule marks them; the share of wrong ones is the difficulty
+        answers = respond(model, tokenizer, problems, args.samples, args.max_new_tokens, args.temperature, args.seed,
+                          args.batch_size, "answer")
+        dropped = collections.Counter()
+        chosen = {}  # index of the problem -> the solutions of its trajectory
+        for i, row in enumerate(answers):
+            difficulty = share(not t.solves[-1].right for t in row)
+            usable_rows = [t for t in row if t.finished and len(t.actions) == 1 and t.actions[0].answer]
+            solves = choose_attempts([t.actions[0].text for t in usable_rows], [t.actions[0].right for t in usable_rows],
+                                     attempts_for(difficulty), rng)
+            if not solves:
+                dropped["no right answer among the samples"] += 1
+            elif difficulty == 0 and rng.random() > args.keep_easy:
+                dropped["easy, thinned by --keep-easy"] += 1
+            else:
+                chosen[i] = solves
+
+        # 2. a model verifies each distinct answer in both styles; kept where the rule agrees
+        judge = load_model(args.verifier_model, args.device) if args.verifier_model else model
+        judge_tokenizer = Tokenizer.load(args.verifier_model) if args.verifier_model else tokenizer
+        claims = [(i, j) for i in chosen for j in range(len(chosen[i]))]
+        pairs = [(problems[i].question, extract(chosen[i][j])) for i, j in claims]
+        rights = [j == len(chosen[i]) - 1 for i, j in claims]
+        kept, agreements = collections.defaultdict(list), {}
+        for number, style in enumerate(VERIFY_PROMPTS):
+            written = verify(judge, judge_tokenizer, pairs, style, args.verifications, args.max_new_tokens, args.temperature,
+                             args.seed + number + 1, args.batch_size, style)
+            agreements[style] = agreement([(v.verdict, right) for row, right in zip(written, rights) for v in row])
+            for claim, right, row in zip(claims, rights, written):
+                if style in args.styles:
+                    kept[claim] += [v for v in row if usable(v, right)]
+
+        # 3. compose: wrong attempts first, the right one last, each with a verification the rule confirms
+        rows, attempts = [], collections.Counter()
+        for i, solves in chosen.items():
+            if not kept[i, len(solves) - 1]:
+                dropped["no verification of the right answer was kept"] += 1
+                continue
+            usable_attempts = [j for j in range(len(solves)) if kept[i, j]]
+            dropped["wrong attempts without a kept verification"] += len(solves) - len(usable_attempts)
+            text = compose([solves[j] for j in usable_attempts], [rng.choice(kept[i, j]) for j in usable_attempts])
+            trajectory = parse(problems[i], tokenizer.encode(text) + [tokenizer.end_id], True, tokenizer)
+            if not well_formed(trajectory):
+                dropped["not well-formed after composing"] += 1
+                continue
+            attempts[len(usable_attempts)] += 1
+            row = as_row(trajectory, tokenizer)
+            for action, trained in zip(row["actions"], [loss_mask(trajectory)[a.start] for a in trajectory.actions]):
+                action["trained"] = bool(trained)
+            rows.append({**row, "difficulty": share(not t.solves[-1].right for t in answers[i])})
+        if not rows:
+            raise InputError(f"no trajectory could be composed: {dict(dropped)}; try more --samples, more --count or another --model")
+        rng.shuffle(rows)
+
+        wrong = collections.Counter(sum(not t.solves[-1].right for t in row) for row in answers)
+        statistics = {
+            "questions": len(problems), "trajectories": len(rows),
+            "first_accuracy": share(t.solves[-1].right for row in answers for t in row),
+            "wrong_answers_histogram": {w: wrong[w] for w in range(args.samples + 1)},
+            "verifier": agreements, "attempts": dict(sorted(attempts.items())), "dropped": dict(dropped)}
+        write_jsonl(folder / "trajectories.jsonl", rows)
+        write_jsonl(folder / "samples.jsonl", (as_row(t, tokenizer) for row in answers for t in row))
+        write_json(folder / "statistics.json", statistics)
+        write_json(folder / "arguments.json", vars(args))
+    report(args, statistics)
+
+
+def report(args, s):
+    print(f"{s['questions']} questions, {args.samples} answers each, {100 * s['first_accuracy']:.1f}% right")
+    print("difficulty    " + "  ".join(f"{w} wrong: {n}" for w, n in s["wrong_answers_histogram"].items()))
+    for style, a in s["verifier"].items():
+        cells = "  ".join(f"{key} " + ("-" if a[key] is None else f"{100 * a[key]:.1f}%") for key in ("accuracy", "tpr", "tnr"))
+        print(f"{style:16}  {cells}  of {a['count']} verifications")
+    print(f"{s['trajectories']} trajectories; attempts: " + "  ".join(f"{k}: {n}" for k, n in s["attempts"].items()))
+    print("dropped: " + ("; ".join(f"{n} {why}" for why, n in s["dropped"].items() if n) or "nothing"))
+    print(f"-> {args.out}/trajectories.jsonl, samples.jsonl, statistics.json")
+
+
+if __name__ == "__main__":
+    run(main)

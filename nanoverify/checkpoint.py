@@ -1,0 +1,143 @@
+"""A Hugging Face folder in and out: config.json, safetensors weights, and the tokenizer's files carried along.
+
+Strict: every tensor that config.json implies must be in the files, in its shape, and nothing else. Weights go tensor by
+tensor into a module built without memory, so there is never a second copy. What is saved opens in transformers.
+
+Limits: safetensors only, since pickle files can run code; bf16, fp16 and fp32 only, no quantized weights. A saved model is one file.
+"""
+import dataclasses
+import re
+import shutil
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from nanoverify.files import InputError, read_json, write_json
+from nanoverify.model import Config, Transformer, rope_frequencies
+
+DTYPES = ("F32", "F16", "BF16")  # as safetensors spells them
+CARRIED = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json",
+           "added_tokens.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json")
+
+
+def find_folder(name) -> Path:
+    """A folder as it is; otherwise 'org/name' is fetched from the Hugging Face hub, or found in its local cache."""
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise InputError(f"{name}: is a file; give the checkpoint's folder")
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)):
+        raise InputError(f"{name}: no such folder")
+    from huggingface_hub import snapshot_download
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.jinja", *CARRIED],
+                                      ignore_patterns=["*/*", "consolidated*"]))
+    except Exception as error:  # its errors have no common base: offline, unknown name, no permission, full disk
+        raise InputError(f"{name}: no such folder, and not to be had from the Hugging Face hub ({type(error).__name__}); "
+                         "download the checkpoint where there is a network and give its folder")
+
+
+def load_config(folder) -> Config:
+    path = find_folder(folder) / "config.json"
+    try:
+        config = Config.from_dict(read_json(path))
+        for field in dataclasses.fields(config):
+            value = getattr(config, field.name)
+            if field.type is int and not (isinstance(value, int) and value > 0):
+                raise ValueError(f"{field.name}={value!r} must be a positive integer")
+        if config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
+            raise ValueError("num_attention_heads must be a multiple of num_key_value_heads, and head_dim even")
+        return config
+    except (ValueError, TypeError, ArithmeticError, AttributeError) as error:
+        raise InputError(f"{path}: {error}")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint: one, or those its index names."""
+    if (folder / "model.safetensors").exists():
+        return [folder / "model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        if pickles:
+            raise InputError(
+                f"{folder}: holds only {pickles[0]}; such files can run code and are not read. Convert what you trust: python -c "
+                "\"from transformers import AutoModelForCausalLM as M; M.from_pretrained('FOLDER').save_pretrained('NEW')\"")
+        raise InputError(f"{folder}: is no checkpoint: has neither model.safetensors nor {index.name}")
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise InputError(f"{index}: weight_map must give a file name for each tensor")
+    # the hub's cache keeps files beside its snapshots and links to them; elsewhere a link out of the folder is refused
+    root = (folder.parents[1] if folder.parent.name == "snapshots" else folder).resolve()
+    files = []
+    for name in sorted(set(names.values())):
+        if not (folder / name).resolve().is_relative_to(root):
+            raise InputError(f"{index}: {name!r} points outside the folder")
+        files.append(folder / name)
+    return files
+
+
+def open_weights(path: Path):
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a readable safetensors file: {error}")
+
+
+def load_model(folder, device="cpu", dtype=torch.float32) -> Transformer:
+    """The checkpoint in `folder` (or of a hub id), in eval mode on `device`, its weights converted to `dtype`."""
+    folder = find_folder(folder)
+    config = load_config(folder)
+    try:
+        with torch.device("meta"):
+            model = Transformer(config)
+    except (KeyError, TypeError, ArithmeticError, RuntimeError) as error:
+        raise InputError(f"{folder / 'config.json'}: no model can be built from it: {type(error).__name__}: {error}")
+    wanted = {name: list(parameter.shape) for name, parameter in model.named_parameters()}  # a tied lm_head is not listed
+    files = [open_weights(path) for path in weight_files(folder)]
+    found = {name: file for file in files for name in file.keys()
+             if not name.endswith("rotary_emb.inv_freq")}  # a constant that old Llama files carry
+    head = found.pop("lm_head.weight", None) if config.tie_word_embeddings else None
+
+    problems = [f"{name} missing" for name in wanted if name not in found]
+    problems += [f"{name} unexpected" for name in found if name not in wanted]
+    for name in wanted.keys() & found.keys():
+        part = found[name].get_slice(name)
+        if part.get_shape() != wanted[name]:
+            problems.append(f"{name} has shape {part.get_shape()}, config.json implies {wanted[name]}")
+        if part.get_dtype() not in DTYPES:
+            problems.append(f"{name} has dtype {part.get_dtype()}, supported are {', '.join(DTYPES)}")
+    if problems:
+        more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise InputError(f"{folder}: tensors do not fit config.json: {'; '.join(problems[:20])}{more}")
+
+    for name, file in found.items():
+        # copy: a tensor still mapped to its file would break when the file is replaced
+        tensor = file.get_tensor(name).to(device=device, dtype=dtype, copy=True)
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor))
+    if config.tie_word_embeddings:
+        embedding = "model.embed_tokens.weight"
+        if head and not torch.equal(head.get_tensor("lm_head.weight"), found[embedding].get_tensor(embedding)):
+            raise InputError(f"{folder}: config.json says tie_word_embeddings, but lm_head.weight differs from {embedding}")
+        model.lm_head.weight = model.get_submodule("model.embed_tokens").weight
+    model.frequencies = rope_frequencies(config).to(device)
+    return model.eval()
+
+
+def save_model(model: Transformer, folder, source, dtype=None):
+    """Write the weights into `folder`, which exists, with the config, tokenizer and templates of `source` (as load_model takes it)."""
+    folder, source = Path(folder), find_folder(source)
+    dtype = dtype or next(model.parameters()).dtype
+    raw = read_json(source / "config.json")
+    raw[next((field for field in ("dtype", "torch_dtype") if field in raw), "torch_dtype")] = str(dtype).removeprefix("torch.")
+    write_json(folder / "config.json", raw)
+    weights = {name: parameter.detach().to("cpu", dtype).contiguous() for name, parameter in model.named_parameters()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for name in CARRIED:
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)

@@ -1,0 +1,222 @@
+"""A decoder-only transformer in the Llama layout, with Hugging Face parameter names.
+
+One file serves Llama 2/3, SmolLM2, Mistral (full attention), Qwen2/2.5 and Qwen3; what differs between them is
+four fields of `Config` (`qkv_bias`, `qk_norm`, `head_dim`, `rope_scaling`), all read from `config.json`.
+
+Legend of letters, for the whole project:
+    B sequences, T tokens, D width, V vocabulary, H query heads, K key/value heads, G = H / K, E head size, S cache slots
+"""
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+# architectures[0] in config.json -> what that layout does beyond Llama
+SUPPORTED = {
+    "LlamaForCausalLM": {},
+    "MistralForCausalLM": {},
+    "Qwen2ForCausalLM": {"qkv_bias": True},
+    "Qwen3ForCausalLM": {"qk_norm": True},
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The fields of a Hugging Face config.json that change the result, and nothing else."""
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: dict | None
+    tie_word_embeddings: bool
+    qkv_bias: bool = False
+    qk_norm: bool = False
+
+    @classmethod
+    def from_dict(cls, raw: dict) -> "Config":
+        """Read the content of a config.json. ValueError: an architecture or a setting that is not supported."""
+        architecture = (raw.get("architectures") or [None])[0]
+        if architecture not in SUPPORTED:
+            raise ValueError(f"architecture {architecture!r} is not supported; supported are {', '.join(SUPPORTED)}")
+        # transformers 5 writes rope_parameters, transformers 4 wrote rope_theta and rope_scaling
+        rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+        theta = rope.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0
+        kind = rope.get("rope_type") or rope.get("type") or "default"
+        # what transformers takes where the field is absent
+        window = raw.get("sliding_window", 4096 if architecture == "MistralForCausalLM" else None)
+        refused = {
+            "hidden_act": raw.get("hidden_act", "silu") != "silu",
+            "rope_scaling": kind not in ("default", "linear", "llama3"),
+            "sliding_window": bool(window) and (architecture == "MistralForCausalLM" or bool(raw.get("use_sliding_window"))),
+            "mlp_bias": bool(raw.get("mlp_bias")),
+            "attention_bias": bool(raw.get("attention_bias")),  # a fourth bias, on o_proj: no released family of ours has it
+            "quantization_config": bool(raw.get("quantization_config")),
+            "partial_rotary_factor": raw.get("partial_rotary_factor", 1.0) != 1.0,
+            "pretraining_tp": raw.get("pretraining_tp", 1) != 1,
+        }
+        for field in (name for name, bad in refused.items() if bad):
+            value = {"rope_scaling": kind, "sliding_window": window}.get(field, raw.get(field))
+            raise ValueError(f"{field}={value!r} is not supported for {architecture}; supported are silu, "
+                             "rope_scaling default/linear/llama3, full attention, no bias on o_proj or MLP, no quantization")
+        try:
+            heads = raw["num_attention_heads"]
+            return cls(
+                architecture=architecture, vocab_size=raw["vocab_size"], hidden_size=raw["hidden_size"],
+                intermediate_size=raw["intermediate_size"], num_hidden_layers=raw["num_hidden_layers"],
+                num_attention_heads=heads, num_key_value_heads=raw.get("num_key_value_heads") or heads,
+                head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
+                max_position_embeddings=raw["max_position_embeddings"], rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
+                rope_theta=float(theta), rope_scaling=None if kind == "default" else {**rope, "rope_type": kind},
+                tie_word_embeddings=raw.get("tie_word_embeddings", False), **SUPPORTED[architecture])
+        except KeyError as missing:
+            raise ValueError(f"field {missing} is missing")
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x):
+        y = x.float()
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * y.to(x.dtype)
+
+
+def rope_frequencies(config: Config) -> torch.Tensor:
+    """Angle per position for each pair of head dimensions, (E/2,). Su et al. 2021; `llama3` scaling as in Llama 3.1."""
+    frequency = 1 / config.rope_theta ** (torch.arange(0, config.head_dim, 2).float() / config.head_dim)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequency
+    if scaling["rope_type"] == "linear":
+        return frequency / scaling["factor"]
+    # llama3: long wavelengths are stretched by `factor`, short ones are kept, those between are blended
+    wavelength = 2 * math.pi / frequency
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    keep = (scaling["original_max_position_embeddings"] / wavelength - low) / (high - low)
+    keep = keep.clamp(0, 1)
+    return keep * frequency + (1 - keep) * frequency / scaling["factor"]
+
+
+def rotate(x, cos, sin):
+    """Rotary embedding in Hugging Face's half-split order. x (B, heads, T, E); cos, sin (B or 1, 1, T, E/2)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        D, H, K, E = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.heads, self.kv_heads, self.head_dim = H, K, E
+        self.q_proj = nn.Linear(D, H * E, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(D, K * E, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(D, K * E, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(H * E, D, bias=False)
+        if config.qk_norm:
+            self.q_norm, self.k_norm = RMSNorm(E, config.rms_norm_eps), RMSNorm(E, config.rms_norm_eps)
+        self.qk_norm = config.qk_norm
+
+    def forward(self, x, cos, sin, mask, cache, layer):
+        B, T, _ = x.shape
+        q = self.q_proj(x).view(B, T, self.heads, self.head_dim)
+        k = self.k_proj(x).view(B, T, self.kv_heads, self.head_dim)
+        v = self.v_proj(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)  # (B, K, T, E)
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q = rotate(q.transpose(1, 2), cos, sin)  # (B, H, T, E)
+        k = rotate(k.transpose(1, 2), cos, sin)  # (B, K, T, E)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)  # (B, K, S, E)
+        if cache is not None and T == 1:
+            # the G query heads of one key/value head read it together: nothing is copied
+            q = q.view(B, self.kv_heads, self.heads // self.kv_heads, self.head_dim)  # (B, K, G, E)
+            scores = (q @ k.transpose(2, 3)) * self.head_dim ** -0.5 + mask  # (B, K, G, S)
+            y = scores.softmax(-1).to(v.dtype) @ v  # (B, K, G, E)
+            y = y.reshape(B, 1, -1)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
+                                               enable_gqa=self.heads != self.kv_heads)
+            y = y.transpose(1, 2).reshape(B, T, -1)  # (B, T, H * E)
+        return self.o_proj(y)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x, cos, sin, mask, cache, layer):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache, layer)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Transformer(nn.Module):
+    """ids (B, T) -> logits (B, T, V). Right padding needs no mask, since attention is causal."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.model = nn.ModuleDict({
+            "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
+            "layers": nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers)),
+            "norm": RMSNorm(config.hidden_size, config.rms_norm_eps),
+        })
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model["embed_tokens"].weight
+        # not a buffer: .to(torch.bfloat16) would round it, and the angles of far positions would be lost
+        self.frequencies = rope_frequencies(config)
+
+    def hidden(self, ids, attention_mask=None, cache=None):
+        """Final hidden states (B, T, D), from which `lm_head` makes logits where they are needed.
+
+        attention_mask (B, T), 1 for tokens and 0 for padding: needed only for left padding; positions count from
+        the first token. cache: an object with positions(T) (B, T), mask(T) (B, 1, T, S), added to the scores, and
+        append(layer, k, v) -> k, v (B, K, S, E); see sampler.KVCache.
+        """
+        B, T = ids.shape
+        if cache is not None:
+            positions, mask = cache.positions(T), cache.mask(T)
+        elif attention_mask is not None:
+            seen = attention_mask.bool()
+            positions = (seen.long().cumsum(1) - 1).clamp(min=0)
+            mask = torch.ones(T, T, dtype=torch.bool, device=ids.device).tril() & seen[:, None, None, :]  # (B, 1, T, T)
+            mask = mask | torch.eye(T, dtype=torch.bool, device=ids.device)  # padding sees itself: no softmax over nothing
+        else:
+            positions, mask = torch.arange(T, device=ids.device)[None], None
+        x = self.model["embed_tokens"](ids)  # (B, T, D)
+        self.frequencies = self.frequencies.to(ids.device)
+        angle = positions[:, None, :, None] * self.frequencies  # (B or 1, 1, T, E/2)
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        for i, layer in enumerate(self.model["layers"]):
+            x = layer(x, cos, sin, mask, cache, i)
+        return self.model["norm"](x)
+
+    def forward(self, ids, attention_mask=None, cache=None):
+        return self.lm_head(self.hidden(ids, attention_mask, cache))

@@ -1,0 +1,129 @@
+"""The arithmetic of stage 2: rewards -> advantages -> losses. Tensors and lists in, tensors and lists out; no model.
+
+What differs from the paper's released code: the sign of the outcome loss (theirs pushes good responses down), a token-level
+ratio (theirs is length-normalised per action), phrases and the end token belong to actions and are trained, log-probs are
+taken at the sampling temperature, and a verification without a verdict counts as wrong.
+
+Shapes: B responses, T tokens; `mask` (B, T) is 1 on response tokens. Signs in the tests are worked by hand.
+"""
+import torch
+
+from nanoverify.trajectory import Trajectory
+
+
+# ---- rewards -------------------------------------------------------------------------------------------------------
+
+def outcome_reward(trajectory: Trajectory) -> float:
+    """+1 if the last solve is right, else -1; a response cut by the token limit gets -1."""
+    return 1.0 if trajectory.finished and trajectory.solves[-1].right else -1.0
+
+
+def action_rewards(trajectory: Trajectory) -> list[float]:
+    """+1 or -1 for each action: a right solve; a verdict that agrees with the rule (none: -1). Cut: the last one gets -1."""
+    rewards = [1.0 if (action.right if action.kind == "solve" else action.verdict is action.right) else -1.0
+               for action in trajectory.actions]
+    if not trajectory.finished:
+        rewards[-1] = -1.0
+    return rewards
+
+
+# ---- advantages ----------------------------------------------------------------------------------------------------
+
+def leave_one_out(rewards):
+    """Each reward minus the mean of the OTHER samples of its prompt (RLOO, Ahmadian et al. 2024). (P, M) -> (P, M)."""
+    M = rewards.shape[1]
+    return (rewards - rewards.mean(1, keepdim=True)) * M / (M - 1)
+
+
+def contexts(rewards: list[float]) -> list[tuple[float, ...]]:
+    """The reward context of each action: the rewards of the actions before it."""
+    return [tuple(rewards[:i]) for i in range(len(rewards))]
+
+
+def context_advantages(responses: list[list[float]], totals: dict, min_count: int) -> list[list[float]]:
+    """Action reward minus the mean reward of all actions with the same context (method of the paper, section 3.3).
+
+    responses: action rewards of each response of the pool. totals: context -> [sum, count] over earlier pools, updated here;
+    pass {} for a baseline of this pool alone. A context seen fewer than `min_count` times has baseline 0.
+    """
+    for rewards in responses:
+        for context, reward in zip(contexts(rewards), rewards):
+            entry = totals.setdefault(context, [0.0, 0])
+            entry[0] += reward
+            entry[1] += 1
+    baseline = lambda context: totals[context][0] / totals[context][1] if totals[context][1] >= min_count else 0.0
+    return [[reward - baseline(context) for context, reward in zip(contexts(rewards), rewards)] for rewards in responses]
+
+
+def spread(per_action: list[list[float]], trajectories: list[Trajectory], width: int):
+    """Give each token its action's number. -> (B, T), 0 behind the response."""
+    out = torch.zeros(len(trajectories), width)
+    for row, values, trajectory in zip(out, per_action, trajectories):
+        for value, action in zip(values, trajectory.actions):
+            row[action.start: action.stop] = value
+    return out
+
+
+def at_action_ends(per_action: list[list[float]], trajectories: list[Trajectory], width: int):
+    """Put each action's number on its last token, for GAE. -> (B, T). An action without tokens gives it to the token before."""
+    out = torch.zeros(len(trajectories), width)
+    for row, values, trajectory in zip(out, per_action, trajectories):
+        for value, action in zip(values, trajectory.actions):
+            row[max(action.stop - 1, 0)] += value
+    return out
+
+
+def gae(rewards, values, mask, gamma: float, lam: float):
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16). All (B, T) -> advantages and returns, (B, T).
+
+    The value behind the last token is 0: a finished response is over, and a cut one has been punished for it.
+    """
+    advantages = torch.zeros_like(rewards)
+    running = torch.zeros(rewards.shape[0])
+    following = torch.zeros(rewards.shape[0])  # value of the next token
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * following - values[:, t]
+        running = torch.where(mask[:, t] > 0, delta + gamma * lam * running, torch.zeros(()))
+        advantages[:, t] = running
+        following = torch.where(mask[:, t] > 0, values[:, t], torch.zeros(()))
+    return advantages, (advantages + values) * mask
+
+
+def whiten(x, mask):
+    """Zero mean and unit variance over the masked tokens."""
+    count = mask.sum().clamp(min=1)
+    mean = (x * mask).sum() / count
+    variance = ((x - mean).pow(2) * mask).sum() / count
+    return (x - mean) / (variance + 1e-8).sqrt() * mask
+
+
+# ---- losses: sums over tokens, to be divided by the tokens of the whole optimizer step --------------------------------
+
+def ppo_loss(new, old, advantages, clip_low: float, clip_high: float):
+    """-sum min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r = exp(new - old) (Schulman et al. 2017, eq. 7). All (N,).
+
+    Also the vital signs, as sums: approx_kl = r - 1 - log r; tokens clipped below and above.
+    """
+    log_ratio = (new - old).clamp(-20, 20)
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    loss = -torch.min(ratio * advantages, clipped * advantages).sum()
+    with torch.no_grad():
+        signs = {"approx_kl": (ratio - 1 - log_ratio).sum().item(),
+                 "clipped_low": ((ratio < 1 - clip_low) & (advantages < 0)).sum().item(),
+                 "clipped_high": ((ratio > 1 + clip_high) & (advantages > 0)).sum().item(),
+                 "ratio_min": ratio.min().item(), "ratio_max": ratio.max().item()}
+    return loss, signs
+
+
+def value_loss(new, old, returns, clip: float):
+    """Half the squared error, the larger of plain and clipped about the old values (Schulman's baselines). All (N,)."""
+    clipped = old + (new - old).clamp(-clip, clip)
+    return 0.5 * torch.max((new - returns).pow(2), (clipped - returns).pow(2)).sum()
+
+
+def explained_variance(values, returns, mask) -> float:
+    """1 - Var(returns - values) / Var(returns) over the masked tokens; 0 where returns do not vary."""
+    keep = mask > 0
+    spread_of = returns[keep].var()
+    return float(1 - (returns - values)[keep].var() / spread_of) if spread_of > 0 else 0.0

@@ -1,0 +1,301 @@
+"""Train the small policy that is shipped in nanoverify/policy: a stand-in for the base model of the paper.
+
+It learns three kinds of prompt from worked examples of the training split (solve; verify by solving again; verify by
+putting the answer back) and the arithmetic below them from drills. A solution names its equation and then the number,
+found in the head: a guess that gets worse as numbers grow. A check is written out step by step. It never sees a
+second attempt after a wrong first one, so self-correction is left to the three stages.
+
+    python -m nanoverify.pretrain --out nanoverify/policy      # the recipe that made the shipped policy; ~1 hour on 2 cores
+"""
+import argparse
+import json
+import random
+import time
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm import tqdm
+
+from nanoverify.files import output_folder, run, write_json
+from nanoverify.model import Config, Transformer
+from nanoverify.problems import LEVELS, NAMES, SOLVE_PROMPT, TRAINED, puzzle
+from nanoverify.verifier import VERDICTS, VERIFY_PROMPTS
+
+FAMILIES = (*TRAINED, "shopping")
+SPECIAL = ("<|pad|>", "<|user|>", "<|assistant|>", "<|end|>")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}")
+PHRASES = ("Wait, let me recheck my solution.", "Let me try again.", "Wait, let me try again.", "Let me recheck.",
+           *VERDICTS.values())
+
+# ---- worked examples -----------------------------------------------------------------------------------------------
+
+EQUATIONS = {
+    "linear": "{a} + {b} * x = {c}",
+    "both_sides": "{b} * x - {a} = {d} * x + {e}",
+    "rabbits": "4 * x + 2 * ({h} - x) = {l}",
+    "stamps": "{p} * x + {q} * ({n} - x) = {v}",
+    "ages": "x + {t} + x + {d} + {t} = {s}",
+    "sum_product": "x * ({s} - x) + {b} = {p}",
+    "rectangle": "x * (x + {d}) = {a}",
+    "square": "x * x + {b} = {c}",
+    "consecutive": "x + x + 1 + x + 2 + {b} = {c}",
+    "remainder": "x = {r} mod {m} = {s} mod {n}",
+    "shopping": "{a} * x + {b} * (x + {d}) = {c}",
+}
+
+
+def add(a, b):
+    return f"{a} + {b} = {a + b}."
+
+
+def minus(a, b):
+    return f"{a} - {b} = {a - b}."
+
+
+def times(a, b):
+    """'17 * 8 = 136.' or, with two digits in both, '17 * 13 = 170 + 51 = 221.'"""
+    if a < 10:
+        a, b = b, a
+    if b < 10 or b % 10 == 0:
+        return f"{a} * {b} = {a * b}."
+    return f"{a} * {b} = {a * (b - b % 10)} + {a * (b % 10)} = {a * b}."
+
+
+def compare(found, wanted):
+    return f"It should be {wanted}, " + ("as it is." if found == wanted else f"not {found}.")
+
+
+def divide(a, b, wanted):
+    """'53 = 5 * 10 + 3. It should leave 3, as it does.'"""
+    ending = "as it does." if a % b == wanted else f"not {a % b}."
+    return f"{a} = {b} * {a // b} + {a % b}. It should leave {wanted}, {ending}"
+
+
+def two_kinds(x, heads, p, q, total):
+    """x things at p and the rest of `heads` at q come to `total`."""
+    if x > heads:
+        return [f"{x} is more than {heads}."]
+    y = heads - x
+    return [minus(heads, x), times(p, x), times(q, y), add(p * x, q * y), compare(p * x + q * y, total)]
+
+
+def check_steps(family: str, n: dict, x: int) -> list[str]:
+    """The calculation that puts x back into the question, sentence by sentence. n: the numbers of the question."""
+    if family == "linear":
+        return [times(n["b"], x), add(n["a"], n["b"] * x), compare(n["a"] + n["b"] * x, n["c"])]
+    if family == "both_sides":
+        left, right = n["b"] * x - n["a"], n["d"] * x + n["e"]
+        return [times(n["b"], x), minus(n["b"] * x, n["a"]), times(n["d"], x), add(n["d"] * x, n["e"]), compare(right, left)]
+    if family == "rabbits":
+        return two_kinds(x, n["h"], 4, 2, n["l"])
+    if family == "stamps":
+        return two_kinds(x, n["n"], n["p"], n["q"], n["v"])
+    if family == "ages":
+        younger, older = x + n["t"], x + n["d"] + n["t"]
+        return [add(x, n["d"]), add(x, n["t"]), add(x + n["d"], n["t"]), add(younger, older), compare(younger + older, n["s"])]
+    if family == "sum_product":
+        y = n["s"] - x
+        if y < 0:
+            return [f"{x} is more than {n['s']}."]
+        if y > x:
+            return [minus(n["s"], x), f"{y} is more than {x}."]
+        return [minus(n["s"], x), times(x, y), add(x * y, n["b"]), compare(x * y + n["b"], n["p"])]
+    if family == "rectangle":
+        return [add(x, n["d"]), times(x + n["d"], x), compare(x * (x + n["d"]), n["a"])]
+    if family == "square":
+        return [times(x, x), add(x * x, n["b"]), compare(x * x + n["b"], n["c"])]
+    if family == "consecutive":
+        return [f"The numbers are {x}, {x + 1}, {x + 2}.", add(x, x + 1), add(2 * x + 1, x + 2), add(3 * x + 3, n["b"]),
+                compare(3 * x + 3 + n["b"], n["c"])]
+    if family == "remainder":
+        if not n["low"] <= x <= n["high"]:
+            return [f"{x} is not from {n['low']} to {n['high']}."]
+        first, second = divide(x, n["m"], n["r"]), divide(x, n["n"], n["s"])
+        return [first, second] if x % n["m"] == n["r"] else [first]
+    pen, book = n["a"] * x, n["b"] * (x + n["d"])  # shopping
+    return [add(x, n["d"]), times(n["a"], x), times(n["b"], x + n["d"]), add(pen, book), compare(pen + book, n["c"])]
+
+
+def solve_text(family, numbers, x):
+    return f"We need {EQUATIONS[family].format(**numbers)}, so x = {x}. The answer is {x}."
+
+
+def check_text(family, numbers, x, right):
+    return f"Put in {x}: {' '.join(check_steps(family, numbers, x))} {VERDICTS[right]}"
+
+
+def again_text(family, numbers, x, given):
+    same = "the same." if x == given else "not the same."
+    return f"We need {EQUATIONS[family].format(**numbers)}, so x = {x}. The given answer is {given}, {same} {VERDICTS[x == given]}"
+
+
+def wrong_answer(rng, x, level):
+    """A mistake as people make it: near, a digit off, or anything of that size."""
+    while True:
+        y = rng.choice((x + rng.choice((-1, 1)) * rng.randint(1, 3), x + rng.choice((-10, 10)), x + rng.randint(-9, 9),
+                        int(str(x)[::-1]), rng.randint(1, 20 * level)))
+        if y > 0 and y != x:
+            return y
+
+
+def drill(rng):
+    """One exercise: (its statement, its result). Only results are learned, for nobody can foresee a statement."""
+    kind = rng.choice(("add", "add", "minus", "times", "times", "split", "divide", "compare", "more"))
+    big, small = rng.choice((99, 300, 999, 2500)), rng.choice((20, 99))
+    a, b = rng.randint(1, big), rng.randint(1, small)
+    if kind == "add":
+        a, b = rng.choice(((a, b), (b, a), (a, rng.randint(1, big))))
+        return f"{a} + {b} =", f" {a + b}."
+    if kind == "minus":
+        return f"{max(a, b)} - {min(a, b)} =", f" {abs(a - b)}."
+    if kind == "times":
+        a, b = rng.randint(2, 150), rng.choice((rng.randint(2, 9), rng.randint(2, 9), 10 * rng.randint(1, 4)))
+        return f"{max(a, b)} * {min(a, b)} =", f" {a * b}."
+    if kind == "split":
+        left, right = times(rng.randint(2, 70), rng.randint(11, 49)).split(" =", 1)
+        return f"{left} =", right
+    if kind == "divide":
+        a, b = rng.randint(1, 120), rng.randint(2, 9)
+        return f"{a} = {b} *", f" {a // b} + {a % b}."
+    if kind == "compare":
+        b = rng.choice((a, a, a + rng.randint(-12, 12), a + rng.choice((-100, -10, 10, 100)), rng.randint(1, big)))
+        left, right = compare(a, b).split(", ", 1)
+        return f"The result is {a}. {left},", f" {right} {VERDICTS[a == b]}"
+    return f"{a} is", f" {'more' if a > b else 'not more'} than {b}."
+
+
+def example(rng, notes: int) -> list[tuple[str, bool]]:
+    """One document as (text, is it learned?) pieces. Up to `notes` drills stand between question and instruction in
+    one document of four, so that the distance to the question varies."""
+    kind = rng.choices(("drills", "solve", "again", "check", "phrase"), (26, 24, 9, 40, 1))[0]
+    drills = [drill(rng) for _ in range(rng.randint(4, 12) if kind == "drills" else rng.choice((0, 0, 0, rng.randint(0, notes))))]
+    pieces = [piece for question, result in drills for piece in ((" " + question, False), (result, True))]
+    if kind == "drills":
+        return [("<|user|>Calculate.<|assistant|>", False), *pieces, ("<|end|>", True)]
+    if kind == "phrase":
+        phrase = rng.choice(PHRASES)
+        return [(f"<|user|>Say: {phrase}<|assistant|>", False), (phrase + "<|end|>", True)]
+    family, level = rng.choice(FAMILIES), rng.choice(LEVELS)
+    split = None
+    while split != "train":
+        split, numbers, problem = puzzle(rng, family, level)
+    x = int(problem.answer)
+    if kind == "solve":
+        prompt, response = SOLVE_PROMPT, solve_text(family, numbers, x)
+        given = x
+    else:
+        given = x if rng.random() < 0.5 else wrong_answer(rng, x, level)
+        style = "confirmative" if kind == "check" else "problem-solving"
+        prompt = VERIFY_PROMPTS[style]
+        response = check_text(family, numbers, given, given == x) if kind == "check" else again_text(family, numbers, x, given)
+    question, instruction = prompt.format(question=problem.question, answer=given).split("\n", 1)
+    return [(f"<|user|>{question}", False), *pieces, (f"\n{instruction}<|assistant|>", False), (response + "<|end|>", True)]
+
+
+# ---- tokenizer and rows --------------------------------------------------------------------------------------------
+
+def train_tokenizer(rng, vocab_size: int) -> Tokenizer:
+    """Byte-level BPE over whole words, with every digit a token of its own (with or without the space before it)."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(r" ?\p{L}+| ?\p{N}|\n+| ?[^\s\p{L}\p{N}]+|\s+"), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    corpus = ["".join(text for text, _ in example(rng, 0)) for _ in range(20000)]
+    corpus += [f"{phrase} {name}" for phrase in PHRASES for name in NAMES] * 20
+    tokenizer.train_from_iterator((text.replace("<|", " <|") for text in corpus), trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=list(SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False))
+    return tokenizer
+
+
+def batches(tokenizer, rng, rows: int, tokens: int, notes: int):
+    """Endless (ids, learned), each (rows, tokens): documents end to end, cut at the row's end."""
+    ids, learned, need = [], [], rows * (tokens + 1)
+    while True:
+        while len(ids) < need:
+            pieces = [piece for _ in range(200) for piece in example(rng, notes)]
+            for encoding, (_, learn) in zip(tokenizer.encode_batch([text for text, _ in pieces]), pieces):
+                ids += encoding.ids
+                learned += [learn] * len(encoding.ids)
+        yield torch.tensor(ids[:need]).view(rows, tokens + 1), torch.tensor(learned[:need]).view(rows, tokens + 1)
+        ids, learned = ids[need:], learned[need:]
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", required=True, help="folder of the checkpoint")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=6000, help="optimizer steps")
+    parser.add_argument("--tokens-per-step", type=int, default=8192)
+    parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate; linear to 0 after 200 steps of warm-up")
+    parser.add_argument("--hidden", type=int, default=128, help="width D")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--save-every", type=int, default=1000, help="steps between saves")
+    args = parser.parse_args(argv)
+
+    torch.manual_seed(args.seed)
+    rng = random.Random(args.seed)
+    tokenizer = train_tokenizer(rng, 1024)
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": args.hidden, "intermediate_size": 3 * args.hidden, "num_hidden_layers": args.layers,
+        "num_attention_heads": args.hidden // 32, "num_key_value_heads": args.hidden // 64, "head_dim": 32,
+        "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+        "tie_word_embeddings": True, "attention_bias": False, "bos_token_id": None, "torch_dtype": "bfloat16",
+        "eos_token_id": tokenizer.token_to_id("<|end|>"), "pad_token_id": tokenizer.token_to_id("<|pad|>")}
+    model = Transformer(Config.from_dict(config))
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=0.02 if "embed" in name else parameter.shape[1] ** -0.5)
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            parameter.data /= (2 * args.layers) ** 0.5
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {tokenizer.get_vocab_size()} tokens in the vocabulary")
+
+    log, start, seen = [], time.time(), 0
+    short = batches(tokenizer, rng, args.tokens_per_step // 256, 256, notes=6)
+    long = batches(tokenizer, rng, args.tokens_per_step // 512, 512, notes=25)
+    bar = tqdm(range(1, args.steps + 1), desc="pretrain")
+    for step in bar:
+        rows, learned = next(long if step > 0.75 * args.steps else short)
+        inputs, targets, mask = rows[:, :-1], rows[:, 1:], learned[:, 1:]
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * min(step / 200, 1 - step / (args.steps + 1))
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model.lm_head(model.hidden(inputs)[mask])  # (N, V): only where something is learned
+        loss = F.cross_entropy(logits.float(), targets[mask])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        seen += rows.numel()
+        if step % 20 == 0:
+            log.append({"step": step, "loss": round(loss.item(), 4), "tokens": seen, "seconds": round(time.time() - start)})
+            bar.set_postfix(loss=f"{loss.item():.3f}", tok_s=int(seen / (time.time() - start)))
+        if step % args.save_every == 0 or step == args.steps:
+            save(model, tokenizer, config, args, log)
+
+
+def save(model, tokenizer, config, args, log):
+    """An ordinary Hugging Face folder, in bf16, with the recipe beside it."""
+    from safetensors.torch import save_file
+    with output_folder(args.out) as folder:
+        tokenizer.save(str(folder / "tokenizer.json"))
+        write_json(folder / "config.json", config)
+        write_json(folder / "generation_config.json", {"eos_token_id": config["eos_token_id"], "pad_token_id": config["pad_token_id"]})
+        write_json(folder / "tokenizer_config.json", {
+            "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config["max_position_embeddings"],
+            "eos_token": "<|end|>", "pad_token": "<|pad|>", "clean_up_tokenization_spaces": False, "chat_template": CHAT_TEMPLATE})
+        weights = {name: w.to(torch.bfloat16) for name, w in model.state_dict().items() if name != "lm_head.weight"}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        write_json(folder / "arguments.json", {**vars(args), "log": log[-1:]})
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+
+
+if __name__ == "__main__":
+    run(main)

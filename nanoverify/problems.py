@@ -1,0 +1,218 @@
+"""Questions: a seeded generator of number puzzles, and readers for GSM8K, MATH and plain JSONL.
+
+The puzzles are hard to solve and easy to check. Finding the number means undoing a calculation in the head;
+putting a number back means doing two to five small calculations, forwards. Five levels differ in the size of the
+numbers. Who may see a puzzle is decided by a hash of its family and its numbers, so two wordings of the same puzzle
+never end up on different sides.
+
+    >>> generate("train", 1, seed=0)[0]
+    Problem(id='linear-1b9a...', question='27 increased by 2 times a number is 39. What is the number?', answer='6', family='linear', level=1)
+"""
+import hashlib
+import math
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanoverify.answers import extract
+from nanoverify.files import InputError, read_jsonl
+
+LEVELS = (1, 2, 3, 4, 5)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question. `answer` is the bare gold answer; `level` is None where a file gives none."""
+    id: str
+    question: str
+    answer: str
+    family: str
+    level: int | None
+
+
+# How a question is put to any model, and what a gold answer is compared with: the text after "The answer is".
+SOLVE_PROMPT = '{question}\nThink step by step and end with "The answer is ...".'
+
+# ---- families: level -> the unknown x, the numbers of the question -------------------------------------------------
+
+UNKNOWN = {1: (2, 9), 2: (5, 19), 3: (10, 39), 4: (20, 69), 5: (30, 99)}  # where the unknown is multiplied by one digit
+FACTOR = {1: (2, 6), 2: (4, 10), 3: (7, 16), 4: (11, 25), 5: (16, 40)}  # where it is multiplied by something like itself
+SMALL = {1: (1, 20), 2: (1, 30), 3: (5, 50), 4: (10, 80), 5: (20, 99)}  # what is added or taken away
+
+
+def linear(rng, level):
+    x, a, b = rng.randint(*UNKNOWN[level]), rng.randint(*SMALL[level]), rng.randint(2, min(9, 2 + 2 * level))
+    return x, {"a": a, "b": b, "c": a + b * x}
+
+
+def both_sides(rng, level):
+    x, b = rng.randint(*UNKNOWN[level]), rng.randint(3, min(9, 2 + 2 * level))
+    d = rng.randint(2, b - 1)
+    a = rng.randint(1, min((b - d) * x - 1, 99))
+    return x, {"a": a, "b": b, "d": d, "e": (b - d) * x - a}
+
+
+def rabbits(rng, level):
+    x, y = rng.randint(*UNKNOWN[level]), rng.randint(*UNKNOWN[level])
+    return x, {"h": x + y, "l": 4 * x + 2 * y}
+
+
+def stamps(rng, level):
+    x, y, p = rng.randint(*UNKNOWN[level]), rng.randint(*UNKNOWN[level]), rng.randint(3, min(9, 3 + 2 * level))
+    q = rng.randint(2, p - 1)
+    return x, {"n": x + y, "p": p, "q": q, "v": p * x + q * y}
+
+
+def ages(rng, level):
+    x, d, t = rng.randint(*UNKNOWN[level]), rng.randint(1, 9 * level), rng.randint(1, 9 * level)
+    return x, {"d": d, "t": t, "s": 2 * x + d + 2 * t}
+
+
+def sum_product(rng, level):
+    x, y = sorted((rng.randint(*FACTOR[level]), rng.randint(*FACTOR[level])), reverse=True)
+    b = rng.randint(*SMALL[level])
+    return x, {"s": x + y, "b": b, "p": x * y + b}
+
+
+def rectangle(rng, level):
+    x, d = rng.randint(*FACTOR[level]), rng.randint(1, 6 * level)
+    return x, {"d": d, "a": x * (x + d)}
+
+
+def square(rng, level):
+    x, b = rng.randint(*FACTOR[level]), rng.randint(*SMALL[level])
+    return x, {"b": b, "c": x * x + b}
+
+
+def consecutive(rng, level):
+    x, b = rng.randint(*UNKNOWN[level]), rng.randint(*SMALL[level])
+    return x, {"b": b, "c": 3 * x + 3 + b}
+
+
+MODULI = {1: (2, 3, 4, 5), 2: (3, 4, 5), 3: (4, 5, 6, 7), 4: (5, 6, 7, 8), 5: (7, 8, 9)}
+
+
+def remainder(rng, level):
+    m, n = rng.choice([(m, n) for m in MODULI[level] for n in MODULI[level] if m < n and math.gcd(m, n) == 1])
+    low = rng.randint(2, 99 - m * n)
+    x = rng.randint(low, low + m * n - 1)
+    return x, {"low": low, "high": low + m * n - 1, "m": m, "r": x % m, "n": n, "s": x % n}
+
+
+def shopping(rng, level):
+    x, d = rng.randint(*UNKNOWN[level]), rng.randint(1, 5 * level)
+    a, b = rng.randint(2, 2 + level), rng.randint(2, 2 + level)
+    return x, {"d": d, "a": a, "b": b, "c": a * x + b * (x + d)}
+
+
+WORDINGS = {
+    linear: ("{a} increased by {b} times a number is {c}. What is the number?",
+             "If you multiply a number by {b} and add {a}, you get {c}. What is the number?",
+             "{name} thinks of a number. {b} times the number plus {a} is {c}. What is the number?"),
+    both_sides: ("{b} times a number minus {a} is the same as {d} times the number plus {e}. What is the number?",
+                 "{name} thinks of a number. {b} times it less {a} equals {d} times it plus {e}. What is the number?"),
+    rabbits: ("A farm has rabbits and chickens with {h} heads and {l} legs. How many rabbits are there?",
+              "{name} counts {h} heads and {l} legs of rabbits and chickens. How many rabbits are there?"),
+    stamps: ("{name} buys {n} stamps, some for {p} cents and the rest for {q} cents, and pays {v} cents. "
+             "How many cost {p} cents?",
+             "Of {n} stamps some cost {p} cents and the rest {q} cents, {v} cents in all. How many cost {p} cents?"),
+    ages: ("{name} is {d} years older than {friend}. In {t} years their ages will add up to {s}. How old is {friend}?",
+           "{friend} is {d} years younger than {name}. In {t} years they will be {s} years old together. "
+           "How old is {friend}?"),
+    sum_product: ("Two numbers add up to {s} and their product plus {b} is {p}. What is the larger number?",
+                  "The sum of two numbers is {s}. If you add {b} to their product, you get {p}. What is the larger number?"),
+    rectangle: ("A rectangle is {d} cm longer than it is wide. Its area is {a}. How wide is it?",
+                "The length of a garden is {d} more than its width and its area is {a}. How wide is it?"),
+    square: ("A number times itself plus {b} is {c}. What is the number?",
+             "{name} adds {b} to the square of a number and gets {c}. What is the number?"),
+    consecutive: ("Three consecutive numbers and {b} add up to {c}. What is the smallest of the three?",
+                  "{name} adds three consecutive numbers and {b} and gets {c}. What is the smallest of the three?"),
+    remainder: ("A number from {low} to {high} leaves {r} when divided by {m} and {s} when divided by {n}. "
+                "What is the number?",
+                "{name} thinks of a number from {low} to {high}. Divided by {m} it leaves {r}, divided by {n} it "
+                "leaves {s}. What is the number?"),
+    shopping: ("A book costs {d} more than a pen. {a} pens and {b} books cost {c}. How much is a pen?",),
+}
+TICKETS = ("A show sells {n} tickets, some to adults for {p} and the rest to children for {q}, and takes {v}. "
+           "How many adults are there?",)
+NAMES = ("Ann", "Bob", "Eva", "Tom", "Mia", "Sam")
+
+# name -> (numbers, wordings). The last two are for measuring transfer: the stages never train on them. The shipped
+# policy was pretrained to solve and check `shopping`; it has never met `tickets` in any form.
+FAMILIES = {draw.__name__: (draw, wordings) for draw, wordings in WORDINGS.items()} | {"tickets": (stamps, TICKETS)}
+HELD_OUT = ("shopping", "tickets")
+TRAINED = tuple(name for name in FAMILIES if name not in HELD_OUT)
+
+
+def split_of(key: str) -> str:
+    """'train' (80%), 'valid' (5%) or 'test' (15%), a fixed function of the text."""
+    bucket = int(hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:8], 16) % 100
+    return "train" if bucket < 80 else "valid" if bucket < 85 else "test"
+
+
+def puzzle(rng: random.Random, family: str, level: int) -> tuple[str, dict, Problem]:
+    """One random puzzle: (its split, its numbers, the problem)."""
+    draw, wordings = FAMILIES[family]
+    x, numbers = draw(rng, level)
+    key = f"{family} {sorted(numbers.items())}"
+    name, friend = rng.sample(NAMES, 2)
+    question = rng.choice(wordings).format(name=name, friend=friend, **numbers)
+    identity = f"{family}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    return split_of(key), numbers, Problem(identity, question, str(x), family, level)
+
+
+def generate(split: str, count: int, seed: int, families=TRAINED) -> list[Problem]:
+    """`count` distinct puzzles of one split, families and levels in equal shares as far as they reach."""
+    rng = random.Random(f"{split} {seed}")
+    cells = [(family, level) for level in LEVELS for family in families]
+    chosen, misses = {}, 0
+    while len(chosen) < count:
+        cell = cells[len(chosen) % len(cells)]
+        where, _, problem = puzzle(rng, *cell)
+        if where == split and problem.id not in chosen:
+            chosen[problem.id], misses = problem, 0
+            continue
+        misses += 1
+        if misses > 300:  # this cell is used up
+            cells.remove(cell)
+            misses = 0
+            if not cells:
+                raise InputError(f"only {len(chosen)} distinct {split} puzzles exist for {', '.join(families)}; {count} were asked for")
+    problems = list(chosen.values())
+    rng.shuffle(problems)
+    return problems
+
+
+# ---- files --------------------------------------------------------------------------------------------------------
+
+def read_problems(paths) -> list[Problem]:
+    """Problems from JSONL files: GSM8K (`question`, `answer` ending in `#### n`), MATH (`problem`, `solution` with a
+    box, `level`, `type`; MATH-500 adds `answer`, `unique_id`) or plain (`question`, `answer`, optional `level`, `id`, `family`).
+
+    InputError: file:line: what is missing or wrong.
+    """
+    problems, seen = [], {}
+    for path in paths:
+        for number, row in read_jsonl(path):
+            where = f"{path}:{number}"
+            question = row.get("question", row.get("problem"))
+            gold = row.get("answer", row.get("solution"))
+            if not isinstance(question, str) or not question.strip():
+                raise InputError(f"{where}: no text in 'question' (or 'problem')")
+            if isinstance(gold, bool) or not isinstance(gold, (str, int, float)):
+                raise InputError(f"{where}: 'answer' (or 'solution') is missing or no text")
+            gold = str(gold).strip()
+            answer = extract(gold) if "####" in gold or "\\boxed" in gold or "answer" not in row else gold
+            if not answer:
+                raise InputError(f"{where}: no final answer in 'answer' (or 'solution')")
+            level = row.get("level")
+            digits = "".join(c for c in str(level) if c.isdigit())
+            identity = str(row.get("id", row.get("unique_id", f"{Path(path).stem}-{number}")))
+            if identity in seen:
+                raise InputError(f"{where}: id {identity!r} was used before, in {seen[identity]}")
+            seen[identity] = where
+            family = str(row.get("family", row.get("type", Path(path).stem)))
+            problems.append(Problem(identity, question.strip(), answer, family, int(digits) if digits else None))
+    if not problems:
+        raise InputError(f"{', '.join(map(str, paths))}: no questions in it")
+    return problems

@@ -1,0 +1,194 @@
+"""Sampling with a key/value cache. Token ids in, token ids out: no text, no rewards.
+
+A step is a pipeline of small functions: logits -> log-probabilities -> token. Rows are independent and move freely:
+each prompt is read once and copied to its samples; a row that ends leaves, the last row takes its place, and
+waiting prompts fill the free rows. So the batch stays full and nothing is computed for finished text.
+"""
+from dataclasses import dataclass, field
+
+import torch
+from tqdm import tqdm
+
+from nanoverify.files import InputError
+
+
+@dataclass
+class Sample:
+    """One response. ids end with the stop id if `finished`; otherwise the token limit cut it."""
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)  # of each id, under the distribution it was drawn from
+    finished: bool = False
+
+
+class KVCache:
+    """Keys and values of the first `rows` of N rows; row b holds lengths[b] tokens in S slots. Written in place."""
+
+    def __init__(self, config, rows: int, slots: int, device, dtype):
+        shape = (config.num_hidden_layers, rows, config.num_key_value_heads, slots, config.head_dim)
+        self.k = torch.zeros(shape, device=device, dtype=dtype)
+        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+        self.rows = rows
+        self.window = 0  # slots in use: the longest row, known without asking the device
+
+    def positions(self, T):
+        return self.lengths[: self.rows, None] + torch.arange(T, device=self.k.device)  # (B, T)
+
+    def mask(self, T):
+        """0 where a token may look and -inf elsewhere, (B, 1, T, S)."""
+        slots = torch.arange(self.window + T, device=self.k.device)
+        hidden = slots > self.positions(T)[:, None, :, None]
+        return torch.zeros(hidden.shape, device=self.k.device, dtype=self.k.dtype).masked_fill_(hidden, float("-inf"))
+
+    def append(self, layer, k, v):
+        """Write T new tokens per row behind its others; all keys and values so far, (B, K, S, E)."""
+        T, stop = k.shape[2], self.window + k.shape[2]
+        if T == 1:
+            rows = torch.arange(self.rows, device=k.device)
+            self.k[layer][rows, :, self.lengths[: self.rows]] = k[:, :, 0].to(self.k.dtype)
+            self.v[layer][rows, :, self.lengths[: self.rows]] = v[:, :, 0].to(self.v.dtype)
+        else:
+            assert self.window == 0, "several tokens at once only into an empty cache"
+            self.k[layer, : self.rows, :, :T] = k
+            self.v[layer, : self.rows, :, :T] = v
+        return self.k[layer, : self.rows, :, :stop], self.v[layer, : self.rows, :, :stop]
+
+    def advance(self, tokens=1):
+        """Count what was appended: one number for all rows, or (B,) into an empty cache."""
+        self.lengths[: self.rows] += tokens
+        self.window = self.window + tokens if isinstance(tokens, int) else int(tokens.max())
+
+    def resize(self, rows: int):
+        """Only the first `rows` rows count from now on."""
+        self.rows = rows
+        self.window = int(self.lengths[:rows].max()) if rows else 0
+
+    def copy_rows(self, source: "KVCache", rows: list[int], to: list[int]):
+        """Rows `rows` of `source` (may be this cache) are written over rows `to`."""
+        width = source.window
+        self.k[:, to, :, :width] = source.k[:, rows, :, :width]
+        self.v[:, to, :, :width] = source.v[:, rows, :, :width]
+        self.lengths[to] = source.lengths[rows]
+
+
+def scaled_log_probs(logits, vocab_size: int, temperature: float):
+    """log softmax(logits / temperature) in fp32 over the ids that exist. logits (..., V) -> (..., V).
+
+    The one function that sampler and trainer share: ids from `vocab_size` on are padding of the weight matrix.
+    """
+    logits = logits.float() / temperature
+    if vocab_size < logits.shape[-1]:
+        logits = logits.masked_fill(torch.arange(logits.shape[-1], device=logits.device) >= vocab_size, float("-inf"))
+    return logits.log_softmax(-1)
+
+
+def keep_top(log_probs, top_k: int, top_p: float):
+    """Keep the k likeliest tokens (0: all), then the smallest set of at least `top_p` mass; renormalise. (B, V)."""
+    if top_k:
+        smallest = log_probs.topk(min(top_k, log_probs.shape[-1])).values[:, -1:]
+        log_probs = log_probs.masked_fill(log_probs < smallest, float("-inf")).log_softmax(-1)
+    if top_p < 1:
+        ordered, order = log_probs.sort(-1, descending=True)
+        probs = ordered.exp()
+        beyond = probs.cumsum(-1) - probs >= top_p  # the mass before this token is enough already; the first one stays
+        log_probs = ordered.masked_fill(beyond, float("-inf")).gather(-1, order.argsort(-1)).log_softmax(-1)
+    return log_probs
+
+
+def draw(log_probs, generator):
+    """One id per row, (B,): the first of exponential clocks with rates p to ring, without waiting for the device."""
+    clocks = torch.empty_like(log_probs).exponential_(generator=generator)
+    return (log_probs.exp() / clocks).argmax(-1)
+
+
+def next_token(logits, vocab_size, temperature, top_k, top_p, generator):
+    """ids (B,) and their log-probs (B,). Temperature 0 is greedy: all mass on one token, log-prob 0."""
+    if temperature == 0:
+        ids = scaled_log_probs(logits, vocab_size, 1.0).argmax(-1)
+        return ids, torch.zeros(ids.shape, device=ids.device)
+    log_probs = keep_top(scaled_log_probs(logits, vocab_size, temperature), top_k, top_p)
+    ids = draw(log_probs, generator)
+    return ids, log_probs.gather(-1, ids[:, None])[:, 0]
+
+
+def prefill(model, prompts: list[list[int]]):
+    """Read the prompts: the cache of their tokens and the logits that follow each, (P, V)."""
+    device = model.lm_head.weight.device
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    width = max(map(len, prompts))
+    ids = torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in prompts], device=device)  # (P, T)
+    cache = KVCache(model.config, len(prompts), width, device, model.lm_head.weight.dtype)
+    hidden = model.hidden(ids, cache=cache)  # (P, T, D)
+    cache.advance(lengths)
+    return cache, model.lm_head(hidden[torch.arange(len(prompts), device=device), lengths - 1])
+
+
+@torch.inference_mode()
+def generate(model, prompts: list[list[int]], samples_per_prompt: int, max_new_tokens: int, stop_ids, vocab_size: int,
+             temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0, batch_size: int = 256,
+             progress: str = "") -> list[list[Sample]]:
+    """Samples for each prompt, in the prompts' order: [prompt][sample]. The same arguments give the same text.
+
+    batch_size: rows decoded together. progress: the label of a tqdm bar, none if empty.
+    InputError: a prompt is empty, or does not fit into the context together with `max_new_tokens`.
+    """
+    context, device = model.config.max_position_embeddings, model.lm_head.weight.device
+    for i, prompt in enumerate(prompts):
+        if not prompt or len(prompt) + max_new_tokens > context:
+            raise InputError(f"prompt {i + 1} of {len(prompts)} has {len(prompt)} tokens; with --max-new-tokens {max_new_tokens} "
+                             f"it does not fit into the model's context of {context}")
+    generator = torch.Generator(device).manual_seed(seed)
+    samples = [[Sample() for _ in range(samples_per_prompt)] for _ in prompts]
+    # Long prompts first, neighbours of like length: little padding, and the largest memory use comes at once.
+    waiting = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    capacity = max(batch_size // samples_per_prompt, 1) * samples_per_prompt
+    capacity = min(capacity, len(prompts) * samples_per_prompt)
+    if not capacity:
+        return samples
+    slots = max(map(len, prompts)) + max_new_tokens
+    cache = KVCache(model.config, capacity, slots, device, model.lm_head.weight.dtype)
+    cache.rows, active = 0, []  # active[b]: the Sample that row b writes
+    last = torch.zeros(capacity, dtype=torch.long, device=device)  # the token to feed next
+    stops = torch.tensor(sorted(stop_ids), device=device)
+    bar = tqdm(total=len(prompts) * samples_per_prompt, desc=progress, disable=not progress, leave=False)
+
+    while active or waiting:
+        free = (capacity - len(active)) // samples_per_prompt
+        if waiting and (not active or free * samples_per_prompt >= capacity // 4):
+            group, waiting = waiting[:free], waiting[free:]
+            read, logits = prefill(model, [prompts[i] for i in group])
+            new = [sample for i in group for sample in samples[i]]
+            rows = list(range(len(active), len(active) + len(new)))
+            cache.copy_rows(read, [p for p in range(len(group)) for _ in range(samples_per_prompt)], rows)
+            logits = logits.repeat_interleave(samples_per_prompt, 0)  # (new rows, V)
+            active += new
+            cache.resize(len(active))
+        else:
+            rows = list(range(len(active)))
+            logits = model(last[: len(active), None], cache=cache)[:, -1]  # (B, V)
+            cache.advance()
+        ids, logprobs = next_token(logits, vocab_size, temperature, top_k, top_p, generator)
+        last[rows[0]: rows[0] + len(rows)] = ids
+        ended = torch.isin(ids, stops).tolist()
+        done = []
+        for row, token, logprob, end in zip(rows, ids.tolist(), logprobs.tolist(), ended):
+            sample = active[row]
+            sample.ids.append(token)
+            sample.logprobs.append(logprob)
+            sample.finished = end
+            if end or len(sample.ids) == max_new_tokens:
+                done.append(row)
+        if done:
+            bar.update(len(done))
+            keep = len(active) - len(done)
+            holes = [row for row in done if row < keep]
+            movers = sorted(set(range(keep, len(active))) - set(done))
+            if holes:
+                cache.copy_rows(cache, movers, holes)
+                last[holes] = last[movers]
+                for hole, mover in zip(holes, movers):
+                    active[hole] = active[mover]
+            del active[keep:]
+            cache.resize(keep)
+    bar.close()
+    return samples

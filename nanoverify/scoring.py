@@ -1,0 +1,66 @@
+"""How likely does a model find given responses? Batches of responses, and log-probs at the tokens that matter only.
+
+Shared by SFT and RL, so that both, and the sampler, compute one probability in one way (`sampler.scaled_log_probs`).
+"""
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from nanoverify.sampler import scaled_log_probs
+
+LOGITS = 2 ** 26  # largest number of logits at once: 256 MB in fp32
+
+
+def micro_batches(lengths: list[int], budget: int) -> list[list[int]]:
+    """Indices in groups of at most `budget` padded tokens, of like length, the longest first."""
+    groups = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= budget:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def pad(rows: list[tuple[list[int], list[int]]], masks: list[list[int]], device):
+    """(prompt ids, response ids) and a 0/1 mask per response -> ids (B, T) padded on the right, and select (B, T - 1):
+    True where the NEXT token is masked 1, since logits at t predict token t + 1."""
+    width = max(len(prompt) + len(response) for prompt, response in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    select = torch.zeros(len(rows), width - 1, dtype=torch.bool)
+    for b, ((prompt, response), mask) in enumerate(zip(rows, masks)):
+        ids[b, : len(prompt) + len(response)] = torch.tensor(prompt + response)
+        select[b, len(prompt) - 1: len(prompt) - 1 + len(response)] = torch.tensor(mask, dtype=torch.bool)
+    return ids.to(device), select.to(device)
+
+
+def in_chunks(function, tensors, vocab_size: int):
+    """function(*tensors) on slices whose logits fit into LOGITS, joined. Slices are computed again in the backward pass."""
+    size = max(LOGITS // vocab_size, 1)
+    if len(tensors[0]) <= size:
+        return function(*tensors)
+    parts = [checkpoint(function, *slices, use_reentrant=False) for slices in zip(*(tensor.split(size) for tensor in tensors))]
+    return tuple(torch.cat(columns) for columns in zip(*parts))
+
+
+def log_probs_and_entropy(hidden, weight, ids, vocab_size: int, temperature: float = 1.0):
+    """Log-prob of each id, and the entropy (no gradient) of its whole distribution.
+
+    hidden (N, D): final states before the ids; weight (V, D): lm_head; ids (N,). -> (N,), (N,), fp32.
+    """
+    def chunk(hidden, ids):
+        with torch.autocast(hidden.device.type, enabled=False):
+            log_probs = scaled_log_probs(hidden.float() @ weight.float().T, vocab_size, temperature)  # (N, V)
+        with torch.no_grad():
+            entropy = -(log_probs.exp() * log_probs.clamp(min=-1e4)).sum(-1)  # clamped, for 0 * -inf is NaN
+        return log_probs.gather(-1, ids[:, None])[:, 0], entropy
+    return in_chunks(chunk, (hidden, ids), weight.shape[0])
+
+
+def kl_divergence(hidden, weight, base_hidden, base_weight, vocab_size: int):
+    """KL(policy || base) of each token, (N,), over the whole vocabulary."""
+    def chunk(hidden, base_hidden):
+        with torch.autocast(hidden.device.type, enabled=False):
+            log_probs = scaled_log_probs(hidden.float() @ weight.float().T, vocab_size, 1.0)
+            base = scaled_log_probs(base_hidden.float() @ base_weight.float().T, vocab_size, 1.0)
+        return ((log_probs.exp() * (log_probs - base).nan_to_num(0.0)).sum(-1),)
+    return in_chunks(chunk, (hidden, base_hidden), weight.shape[0])[0]

@@ -1,0 +1,93 @@
+"""What the three scripts and the evaluation share: flags, device and seed, the model, and who may see which question."""
+import argparse
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nanoverify.checkpoint import load_model
+from nanoverify.files import InputError
+from nanoverify.problems import Problem, generate, read_problems, split_of
+from nanoverify.tokenizer import Tokenizer
+
+POLICY = str(Path(__file__).parent / "policy")  # the shipped initial policy
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def add_model_flags(parser, default=POLICY):
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", default=default, metavar="DIR", help="Hugging Face folder or hub id (default: %(default)s)")
+    group.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: CUDA where there is one")
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--max-new-tokens", type=positive, default=400, help="longest response, in tokens (default: %(default)s)")
+    group.add_argument("--batch-size", type=positive, default=256, help="responses sampled together (default: %(default)s)")
+
+
+def add_question_flags(parser):
+    group = parser.add_argument_group("questions")
+    group.add_argument("--questions", nargs="+", metavar="FILE", help="JSONL: GSM8K, MATH or plain (default: the built-in puzzles)")
+    group.add_argument("--test-questions", nargs="+", metavar="FILE",
+                       help="JSONL to evaluate on (default: a tenth of --questions, chosen by hash; test puzzles)")
+    group.add_argument("--test-count", type=positive, default=500, help="questions evaluated (default: %(default)s)")
+
+
+def set_up(args):
+    """Seed everything, and check the device."""
+    random.seed(args.seed)
+    np.random.seed(args.seed)
+    torch.manual_seed(args.seed)
+    try:
+        torch.zeros(1, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {args.device}: {str(error).splitlines()[0]}")
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), 8))  # small matrices do not feed more
+
+
+def load(args):
+    """(model in fp32, tokenizer) of --model on --device."""
+    set_up(args)
+    return load_model(args.model, args.device), Tokenizer.load(args.model)
+
+
+def autocast(device: str):
+    """bf16 where the processor computes it faster than fp32."""
+    if torch.device(device).type == "cuda":
+        return torch.autocast("cuda", torch.bfloat16)
+    return torch.autocast("cpu", torch.bfloat16, enabled=torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def held_back(problem: Problem) -> bool:
+    """Is this question of a file kept for testing? A tenth, by a hash of its text."""
+    return split_of(problem.question) == "valid" or split_of("again " + problem.question) == "valid"
+
+
+def train_problems(args, count: int) -> list[Problem]:
+    """At most `count` questions to learn from."""
+    if not args.questions:
+        return generate("train", count, args.seed)
+    problems = read_problems(args.questions)
+    if not args.test_questions:
+        problems = [problem for problem in problems if not held_back(problem)]
+    return random.Random(args.seed).sample(problems, min(count, len(problems)))
+
+
+def test_problems(args) -> list[Problem]:
+    """Questions no stage learns from; the same for every seed."""
+    if args.test_questions:
+        problems = read_problems(args.test_questions)
+    elif args.questions:
+        problems = [problem for problem in read_problems(args.questions) if held_back(problem)]
+        if not problems:
+            raise InputError(f"{', '.join(args.questions)}: no question falls into the tenth kept for testing; give --test-questions")
+    else:
+        return generate("test", args.test_count, seed=0)
+    return random.Random(0).sample(problems, min(args.test_count, len(problems)))

@@ -1,0 +1,147 @@
+"""Text to token ids and back, and the chat prompt, as the checkpoint's own files say.
+
+    prompt("What is 2 + 2?")   ->  ids of  <|im_start|>user\\nWhat is 2 + 2?<|im_end|>\\n<|im_start|>assistant\\n
+    response + [end_id]        ->  what the assistant writes, and how it stops
+
+The template is untrusted code from a download: it runs in jinja2's sandbox, set up as transformers does it. As in
+transformers, the text of a special token inside a message becomes that token: clean questions that come from strangers.
+
+Limits: needs tokenizer.json (the `tokenizers` format); text only, no tools, no documents, one template ("default").
+"""
+import datetime
+import json
+
+import jinja2
+import jinja2.ext
+import tokenizers
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from nanoverify.checkpoint import find_folder
+from nanoverify.files import InputError, read_json
+
+
+class Generation(jinja2.ext.Extension):
+    """{% generation %} ... {% endgeneration %} marks the assistant's part in some templates; here it changes nothing."""
+    tags = {"generation"}
+
+    def parse(self, parser):
+        line = next(parser.stream).lineno
+        return jinja2.nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
+
+
+def compile_template(source: str) -> jinja2.Template:
+    def raise_exception(message):
+        raise jinja2.TemplateError(message)
+
+    def tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False):  # jinja2's own escapes HTML
+        return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    return environment.from_string(source)
+
+
+def read_template(folder, config: dict) -> str | None:
+    """chat_template.jinja, or the field of tokenizer_config.json: a string, or a list of named ones."""
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    return template
+
+
+def as_list(ids) -> list[int]:
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
+
+
+class Tokenizer:
+    """encode, decode, prompt, and the ids with a role: stop_ids, end_id, pad_id. `load` makes one from a folder."""
+
+    @classmethod
+    def load(cls, folder) -> "Tokenizer":
+        folder = find_folder(folder)
+        path = folder / "tokenizer.json"
+        if not path.exists():
+            raise InputError(f"{path}: not found; transformers can make it: "
+                             "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)")
+        try:
+            raw = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise InputError(f"{path}: not a readable tokenizer: {error}")
+        files = ("special_tokens_map", "tokenizer_config", "generation_config", "config")
+        special_map, config, generation, model = (
+            read_json(folder / f"{name}.json") if (folder / f"{name}.json").exists() else {} for name in files)
+        try:
+            return cls(raw, {**special_map, **config}, generation, model, read_template(folder, config))
+        except (ValueError, TypeError, KeyError, OSError, jinja2.TemplateError) as error:
+            raise InputError(f"{folder}: tokenizer_config.json, generation_config.json, config.json or chat template: "
+                             f"{type(error).__name__}: {error}")
+
+    def __init__(self, raw, config: dict, generation: dict, model: dict, template: str | None):
+        """raw: a tokenizers.Tokenizer. config, generation, model: tokenizer_config, generation_config and config.json."""
+        raw.no_truncation()  # a file saved in the middle of some training can cut every text
+        raw.no_padding()
+        self.raw = raw
+        self.template = compile_template(template) if template else None
+        # {"bos_token": "<s>", ...}; older files write {"content": "<s>", ...} for "<s>"
+        self.special = {name: token["content"] if isinstance(token, dict) else token for name, token in config.items()
+                        if name.endswith("_token") and isinstance(token, (str, dict))}
+        # Ids from here on exist only in the model, whose vocabulary is often padded: sampler and scorer mask them.
+        self.vocab_size = min(max(raw.get_vocab().values()) + 1, model.get("vocab_size", float("inf")))
+
+        eos = self.special_id("eos_token")
+        stops = as_list(generation.get("eos_token_id")) + as_list(model.get("eos_token_id")) + as_list(eos)
+        if not stops:
+            raise ValueError("no end-of-sequence token is given")
+        self.stop_ids = frozenset(stops)
+        self.end_id = self.find_end_id(default=eos if eos is not None else stops[0])
+        # Padding that equals a stop id invites code that finds ends by id; masks here come from lengths, so any other id will do.
+        pads = as_list(self.special_id("pad_token")) + as_list(generation.get("pad_token_id")) + list(range(len(stops) + 1))
+        self.pad_id = next(pad for pad in pads if pad not in self.stop_ids and 0 <= pad < self.vocab_size)
+        bos = self.special_id("bos_token")
+        adds_bos = config.get("add_bos_token")
+        if adds_bos is None:
+            adds_bos = raw.encode("").ids[:1] == [bos]
+        self.bos_ids = [bos] if adds_bos and bos is not None else []
+
+    def special_id(self, name: str) -> int | None:
+        return self.raw.token_to_id(self.special.get(name, ""))
+
+    def find_end_id(self, default: int) -> int:
+        """The stop id that the template writes after an assistant message, where there is one."""
+        if self.template is None:
+            return default
+        probe = "nanoverify"
+        try:
+            text = self.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": probe}], add_generation_prompt=False)
+        except InputError:  # a template for single questions only
+            return default
+        return next((id for id in self.encode(text.rpartition(probe)[2]) if id in self.stop_ids), default)
+
+    def encode(self, text: str) -> list[int]:
+        """The text's own ids: no BOS, no EOS."""
+        return self.raw.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids) -> str:
+        """Special tokens are left out, and so are spaces and punctuation left as they are (no clean-up)."""
+        return self.raw.decode(list(ids), skip_special_tokens=True)
+
+    def render(self, messages: list[dict], add_generation_prompt: bool = True, **variables) -> str:
+        """The chat template's text for [{"role": ..., "content": ...}, ...]; BOS, if any, is part of it."""
+        if self.template is None:
+            raise InputError("the checkpoint has no chat template")
+        try:
+            return self.template.render(messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt,
+                                        **{**self.special, **variables})
+        except Exception as error:  # a template is code and can fail in any way
+            raise InputError(f"the chat template refuses these messages: {error}")
+
+    def prompt(self, user: str) -> list[int]:
+        """Ids up to where the assistant begins. A base model without a template gets the text and a newline."""
+        if self.template is None:
+            return self.bos_ids + self.encode(user + "\n")
+        return self.encode(self.render([{"role": "user", "content": user}]))

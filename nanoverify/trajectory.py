@@ -1,0 +1,138 @@
+"""Responses as alternating actions: solve, verify, solve, verify, ..., end.
+
+A response is one assistant message. Plain phrases open its actions, there are no special tokens:
+
+    We need 27 + 2 * x = 39, so x = 7. The answer is 7.
+
+    Wait, let me recheck my solution.
+
+    Put in 7: 7 * 2 = 14. 27 + 14 = 41. It should be 39, not 41. Therefore, the answer is incorrect.
+
+    Let me try again.
+
+    We need 27 + 2 * x = 39, so x = 6. The answer is 6.
+
+    Wait, let me recheck my solution.
+
+    Put in 6: 6 * 2 = 12. 27 + 12 = 39. It should be 39, as it is. Therefore, the answer is correct.<end>
+
+`parse` is the one reader, for composed and for sampled responses alike. It works on the ids themselves: spans are
+token positions, an action's span begins with the phrase that opens it, and the last one holds the end token.
+"""
+import re
+from bisect import bisect_left
+from dataclasses import asdict, dataclass
+
+from nanoverify.answers import extract, grade, verdict
+from nanoverify.problems import Problem
+from nanoverify.verifier import VERDICTS, Verification
+
+RECHECK = "Wait, let me recheck my solution."
+RETRY = "Let me try again."
+OPENING = re.compile(rf"\s*(?:({re.escape(RECHECK)})|{re.escape(RETRY)})\s*")
+
+
+@dataclass
+class Action:
+    """One solve or verify: tokens start..stop of the response."""
+    kind: str  # "solve" or "verify"
+    start: int
+    stop: int
+    text: str  # without the phrase that opens it
+    answer: str = ""  # solve: the answer it ends with
+    right: bool = False  # solve: does the answer equal the gold answer? verify: does the solve before it?
+    verdict: bool | None = None  # verify: True correct, False incorrect, None where it gives none
+
+
+@dataclass
+class Trajectory:
+    problem: Problem
+    ids: list[int]  # the response, the end token included if `finished`
+    finished: bool  # False: cut by the token limit
+    actions: list[Action]
+
+    @property
+    def solves(self):
+        return [action for action in self.actions if action.kind == "solve"]
+
+    @property
+    def verifies(self):
+        return [action for action in self.actions if action.kind == "verify"]
+
+
+def parse(problem: Problem, ids: list[int], finished: bool, tokenizer) -> Trajectory:
+    """Cut a response into actions. A token that lies across a boundary belongs to the action in which it begins."""
+    text = tokenizer.decode(ids)
+    openings = list(OPENING.finditer(text))
+    kinds = ["solve"] + ["verify" if match[1] else "solve" for match in openings]
+    starts = [0] + [match.end() for match in openings]  # where an action's own text begins, in characters
+    stops = [match.start() for match in openings] + [len(text)]
+    length = lambda n: len(tokenizer.decode(ids[:n]))
+    cuts = [0] + [bisect_left(range(len(ids)), match.start(), key=length) for match in openings] + [len(ids)]
+    actions, right = [], False
+    for i, kind in enumerate(kinds):
+        action = Action(kind, cuts[i], cuts[i + 1], text[starts[i]: stops[i]].strip())
+        if kind == "solve":
+            action.answer = extract(action.text)
+            right = grade(problem.answer, action.text) is True
+        else:
+            action.verdict = verdict(action.text)
+        action.right = right
+        actions.append(action)
+    return Trajectory(problem, ids, finished, actions)
+
+
+def well_formed(trajectory: Trajectory) -> bool:
+    """solve, verify, (solve, verify)*, end; a verify that says incorrect is followed by a solve, one that says correct by the end."""
+    kinds = [action.kind for action in trajectory.actions]
+    verdicts = [action.verdict for action in trajectory.verifies]
+    return (trajectory.finished and len(kinds) == 2 * len(verdicts) and kinds == ["solve", "verify"] * len(verdicts)
+            and all(said is False for said in verdicts[:-1]) and verdicts[-1] is True)
+
+
+def loss_mask(trajectory: Trajectory) -> list[int]:
+    """1 for each token that SFT learns: every verify and the last solve, not the wrong solves before it."""
+    last = trajectory.solves[-1]
+    return [int(action.kind == "verify" or action is last) for action in trajectory.actions for _ in range(action.start, action.stop)]
+
+
+# ---- composing for SFT ---------------------------------------------------------------------------------------------
+
+def attempts_for(wrong_share: float) -> int:
+    """How many attempts a question of this difficulty gets; the released code's table (w of 5: 0, 1, 2-3, 4-5) as shares."""
+    return 1 if wrong_share == 0 else 2 if wrong_share <= 0.2 else 3 if wrong_share <= 0.6 else 4
+
+
+def choose_attempts(texts: list[str], right: list[bool], count: int, rng) -> list[str]:
+    """Solutions for one trajectory of at most `count` attempts: wrong ones with distinct answers, as far as the samples
+    reach, then a right one. [] where no sample is right."""
+    goods = [text for text, good in zip(texts, right) if good]
+    if not goods:
+        return []
+    wrongs = []
+    for text in rng.sample([text for text, good in zip(texts, right) if not good], right.count(False)):
+        answer = extract(text)
+        if answer and not any(grade(extract(other), answer) for other in wrongs):
+            wrongs.append(text)
+    return wrongs[: count - 1] + [rng.choice(goods)]
+
+
+def usable(verification: Verification, right: bool) -> bool:
+    """The rule checks the model: kept only if it ended by itself, agrees with the rule and holds none of our phrases."""
+    return verification.finished and verification.verdict is right and not OPENING.search(verification.text)
+
+
+def compose(solves: list[str], verifications: list[Verification]) -> str:
+    """The response {s1, v1, ..., sk, vk} as one text."""
+    text = ""
+    for i, (solve, verification) in enumerate(zip(solves, verifications)):
+        ending = VERDICTS[verification.verdict]
+        check = verification.text if verification.text.endswith(ending) else f"{verification.text}\n{ending}"
+        text += (f"\n\n{RETRY}\n\n" if i else "") + f"{solve.strip()}\n\n{RECHECK}\n\n{check}"
+    return text
+
+
+def as_row(trajectory: Trajectory, tokenizer) -> dict:
+    """A trajectory as one readable JSON line."""
+    return {**asdict(trajectory.problem), "response": tokenizer.decode(trajectory.ids), "finished": trajectory.finished,
+            "well_formed": well_formed(trajectory), "actions": [asdict(action) for action in trajectory.actions]}

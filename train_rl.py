@@ -1,0 +1,225 @@
+"""Stage 2: reinforcement learning of verification and correction with PPO, written out by hand.
+
+    1. rollout       M responses for each of P prompts, at one temperature
+    2. reward        the rule marks the last solve (outcome) and every action (process)
+    3. advantage     leave-one-out (outcome), reward context (process), their sum (both), or GAE with a value head
+    4. update        clipped policy gradient in several minibatches
+
+KL to the frozen SFT model goes into the reward, as -beta * (logp - ref_logp) of each token, at the rollout policy.
+A response cut by the token limit has its last action, and its outcome, punished; its share is logged.
+
+    python train_rl.py                                                          # out/sft -> out/rl
+    python train_rl.py --reward outcome --lr 5e-7 --beta 0.05 --temperature 0.7 --prompts 64 --samples 4   # as in the paper
+"""
+import argparse
+import copy
+import json
+import math
+import random
+import time
+
+import torch
+from tqdm import tqdm
+
+from nanoverify import ppo
+from nanoverify.checkpoint import save_model
+from nanoverify.evaluate import metrics, report, respond, share, table
+from nanoverify.files import InputError, output_folder, run, write_json, write_jsonl
+from nanoverify.problems import SOLVE_PROMPT
+from nanoverify.scoring import log_probs_and_entropy, micro_batches, pad
+from nanoverify.stage import add_model_flags, add_question_flags, autocast, load, positive, test_problems, train_problems
+from nanoverify.trajectory import as_row
+
+
+def flags(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="out/rl", help="folder for the trained model (default: %(default)s)")
+    add_model_flags(parser, default="out/sft")
+    add_question_flags(parser)
+    group = parser.add_argument_group("rollout")
+    group.add_argument("--steps", type=positive, default=60, help="rollouts (default: %(default)s)")
+    group.add_argument("--prompts", type=positive, default=32, metavar="P", help="questions per step; paper: 64 (default: %(default)s)")
+    group.add_argument("--samples", type=int, default=8, metavar="M", help="responses per question; paper: 4 (default: %(default)s)")
+    group.add_argument("--temperature", type=float, default=1.0, help="of rollouts and log-probs; paper: 0.7 (default: %(default)s)")
+    group.add_argument("--count", type=positive, default=6000, help="training questions to draw from (default: %(default)s)")
+    group = parser.add_argument_group("reward and advantage")
+    group.add_argument("--reward", choices=("outcome", "process", "both"), default="both", help="default: %(default)s")
+    group.add_argument("--advantage", choices=("group", "gae"), default="group",
+                       help="group: leave-one-out and reward contexts; gae: value head (default: %(default)s)")
+    group.add_argument("--min-count", type=positive, default=10, help="a reward context seen less often has baseline 0 (default: %(default)s)")
+    group.add_argument("--beta", type=float, default=0.0, help="weight of the KL to the SFT model; paper: 0.05 (default: %(default)s)")
+    group.add_argument("--gamma", type=float, default=1.0, help="discount per token, gae only (default: %(default)s)")
+    group.add_argument("--lam", type=float, default=0.95, help="lambda, gae only (default: %(default)s)")
+    group.add_argument("--shuffle-rewards", action="store_true", help="control: responses get each other's rewards; nothing may rise")
+    group = parser.add_argument_group("update")
+    group.add_argument("--lr", type=float, default=3e-4, help="constant after 5 steps of warm-up; paper: 5e-7 (default: %(default)s)")
+    group.add_argument("--value-lr", type=float, default=3e-3, help="of the value head (default: %(default)s)")
+    group.add_argument("--minibatches", type=positive, default=4, help="optimizer steps per pass over a rollout (default: %(default)s)")
+    group.add_argument("--epochs", type=positive, default=1, help="passes over a rollout (default: %(default)s)")
+    group.add_argument("--clip-low", type=float, default=0.2, help="ratio stays above 1 - this (default: %(default)s)")
+    group.add_argument("--clip-high", type=float, default=0.2, help="ratio stays below 1 + this (default: %(default)s)")
+    group.add_argument("--micro-tokens", type=positive, default=8192, help="padded tokens per forward pass; lower it if memory runs out (default: %(default)s)")
+    group.add_argument("--eval-every", type=int, default=0, metavar="STEPS", help="evaluate on the way; 0: only at the end")
+    args = parser.parse_args(argv)
+    if args.samples < 2:
+        raise InputError(f"--samples {args.samples}: leave-one-out needs at least 2 responses per question")
+    if args.temperature <= 0:
+        raise InputError(f"--temperature {args.temperature}: must be above 0 to explore")
+    return args
+
+
+def score(model, tokenizer, prompts, trajectories, args, value_head=None):
+    """Log-probs, entropies and values of all response tokens, three tensors (B, T) on the CPU, without gradient."""
+    width = max(len(t.ids) for t in trajectories)
+    out = torch.zeros(3, len(trajectories), width)
+    for part in micro_batches([len(p) + len(t.ids) for p, t in zip(prompts, trajectories)], args.micro_tokens):
+        with torch.no_grad():
+            log_probs, entropy, values = forward(model, tokenizer, [prompts[i] for i in part], [trajectories[i] for i in part], args, value_head)
+        rows = torch.repeat_interleave(torch.tensor(part), torch.tensor([len(trajectories[i].ids) for i in part]))
+        columns = torch.cat([torch.arange(len(trajectories[i].ids)) for i in part])
+        out[:, rows, columns] = torch.stack([log_probs, entropy, values]).cpu()
+    return out
+
+
+def forward(model, tokenizer, prompts, trajectories, args, value_head=None):
+    """Log-prob, entropy and value of every response token, (N,) each, responses one after the other."""
+    rows = [(prompt, t.ids) for prompt, t in zip(prompts, trajectories)]
+    ids, select = pad(rows, [[1] * len(t.ids) for t in trajectories], args.device)
+    with autocast(args.device):
+        hidden = model.hidden(ids[:, :-1])[select]  # (N, D)
+    log_probs, entropy = log_probs_and_entropy(hidden, model.lm_head.weight, ids[:, 1:][select], tokenizer.vocab_size, args.temperature)
+    values = value_head(hidden.float())[:, 0] if value_head else torch.zeros_like(log_probs)
+    return log_probs, entropy, values
+
+
+def advantages_of(trajectories, kl, values, mask, totals, args, rng):
+    """Advantages (B, T) on response tokens and, for GAE, returns. kl (B, T): logp - ref_logp of each token."""
+    outcomes = [ppo.outcome_reward(t) for t in trajectories]
+    actions = [ppo.action_rewards(t) for t in trajectories]
+    if args.shuffle_rewards:
+        outcomes = rng.sample(outcomes, len(outcomes))
+        flat = rng.sample(everything := [r for row in actions for r in row], len(everything))
+        actions = [[flat.pop() for _ in row] for row in actions]
+    width = mask.shape[1]
+    if args.advantage == "gae":
+        per_action = [[process * (args.reward != "outcome") + (outcome if last and args.reward != "process" else 0.0)
+                       for process, last in zip(row, [False] * (len(row) - 1) + [True])] for row, outcome in zip(actions, outcomes)]
+        rewards = ppo.at_action_ends(per_action, trajectories, width) - args.beta * kl
+        advantages, returns = ppo.gae(rewards, values, mask, args.gamma, args.lam)
+        return ppo.whiten(advantages, mask), returns
+    advantages = -args.beta * kl
+    if args.reward in ("outcome", "both"):
+        per_response = ppo.leave_one_out(torch.tensor(outcomes).view(-1, args.samples))  # (P, M)
+        advantages = advantages + per_response.view(-1, 1)
+    if args.reward in ("process", "both"):
+        advantages = advantages + ppo.spread(ppo.context_advantages(actions, totals, args.min_count), trajectories, width)
+    return advantages * mask, None
+
+
+def update(model, value_head, optimizer, tokenizer, prompts, trajectories, advantages, old, returns, args, rng):
+    """Several optimizer steps on one rollout, each over a fresh part of it. -> vital signs."""
+    signs = {"approx_kl": 0.0, "clipped_low": 0, "clipped_high": 0, "ratio_min": math.inf, "ratio_max": 0.0, "value_loss": 0.0, "grad_norm": 0.0}
+    tokens = steps = 0
+    for _ in range(args.epochs):
+        order = rng.sample(range(len(trajectories)), len(trajectories))
+        size = -(-len(order) // args.minibatches)
+        for start in range(0, len(order), size):
+            batch = order[start: start + size]
+            count = sum(len(trajectories[i].ids) for i in batch)  # all losses are means over the tokens of the optimizer step
+            for part in micro_batches([len(prompts[i]) + len(trajectories[i].ids) for i in batch], args.micro_tokens):
+                part = [batch[i] for i in part]
+                new, _, values = forward(model, tokenizer, [prompts[i] for i in part], [trajectories[i] for i in part], args, value_head)
+                flat = lambda x: torch.cat([x[i, : len(trajectories[i].ids)] for i in part]).to(new.device)
+                loss, found = ppo.ppo_loss(new, flat(old[0]), flat(advantages), args.clip_low, args.clip_high)
+                if value_head:
+                    wrong = ppo.value_loss(values, flat(old[2]), flat(returns), clip=0.2)
+                    loss = loss + 0.5 * wrong
+                    signs["value_loss"] += wrong.item()
+                (loss / count).backward()
+                for key in ("approx_kl", "clipped_low", "clipped_high"):
+                    signs[key] += found[key]
+                signs["ratio_min"] = min(signs["ratio_min"], found["ratio_min"])
+                signs["ratio_max"] = max(signs["ratio_max"], found["ratio_max"])
+            signs["grad_norm"] += torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
+            optimizer.step()
+            optimizer.zero_grad()
+            tokens, steps = tokens + count, steps + 1
+    per_token = {key: signs[key] / tokens for key in ("approx_kl", "clipped_low", "clipped_high", "value_loss")}
+    return {**signs, **per_token, "grad_norm": signs["grad_norm"] / steps}
+
+
+def main(argv=None):
+    args = flags(argv)
+    model, tokenizer = load(args)
+    reference = copy.deepcopy(model).requires_grad_(False) if args.beta else None
+    problems, held_out = train_problems(args, args.count), test_problems(args)
+    if len(problems) < args.prompts:
+        raise InputError(f"--prompts {args.prompts}: only {len(problems)} training questions")
+    value_head = None
+    groups = [{"params": model.parameters(), "lr": args.lr, "peak": args.lr}]
+    if args.advantage == "gae":
+        value_head = torch.nn.Linear(model.config.hidden_size, 1).to(args.device)
+        torch.nn.init.zeros_(value_head.weight)
+        torch.nn.init.zeros_(value_head.bias)
+        groups.append({"params": value_head.parameters(), "lr": args.value_lr, "peak": args.value_lr})
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True)
+    rng = random.Random(args.seed)
+    totals, queue = {}, []
+    evaluate = lambda: [t for row in respond(model, tokenizer, held_out, 1, args.max_new_tokens, 0.0, args.seed, args.batch_size, "evaluate") for t in row]
+    print(f"{args.prompts} prompts x {args.samples} samples = {args.prompts * args.samples} responses per step, {args.minibatches * args.epochs} "
+          f"optimizer steps each, {args.steps} steps, {len(problems)} training questions")
+
+    with output_folder(args.out) as folder, open(folder / "metrics.jsonl", "w") as log:
+        bar = tqdm(range(1, args.steps + 1), desc="RL")
+        for step in bar:
+            clock = [time.time()]
+            # 1. rollout
+            while len(queue) < args.prompts:
+                queue += rng.sample(problems, len(problems))
+            asked, queue = queue[: args.prompts], queue[args.prompts:]
+            rows = respond(model, tokenizer, asked, args.samples, args.max_new_tokens, args.temperature,
+                           seed=args.seed * 1_000_003 + step, batch_size=args.batch_size)
+            trajectories = [t for row in rows for t in row]  # B = P * M, samples of one prompt side by side
+            prompts = [tokenizer.prompt(SOLVE_PROMPT.format(question=t.problem.question)) for t in trajectories]
+            clock.append(time.time())
+            # 2. old and reference log-probs, 3. rewards -> advantages
+            old = score(model, tokenizer, prompts, trajectories, args, value_head)  # log-probs, entropy, values
+            mask = torch.tensor([[float(t < len(x.ids)) for t in range(old.shape[2])] for x in trajectories])
+            kl = (old[0] - score(reference, tokenizer, prompts, trajectories, args)[0]) * mask if reference else torch.zeros_like(mask)
+            advantages, returns = advantages_of(trajectories, kl, old[2], mask, totals, args, rng)
+            clock.append(time.time())
+            # 4. update
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * min(step / 5, 1)
+            signs = update(model, value_head, optimizer, tokenizer, prompts, trajectories, advantages, old, returns, args, rng)
+            clock.append(time.time())
+
+            found = metrics(trajectories)
+            outcomes = [[ppo.outcome_reward(t) for t in row] for row in rows]
+            line = {"step": step, "reward": share(r for row in outcomes for r in row),
+                    "groups_without_spread": share(len(set(row)) == 1 for row in outcomes), **found, **signs,
+                    "kl_to_reference": (kl.sum() / mask.sum()).item(), "entropy": (old[1].sum() / mask.sum()).item(),
+                    "advantage_abs": (advantages.abs().sum() / mask.sum()).item(), "advantage_max": advantages.abs().max().item(),
+                    "longest": max(len(t.ids) for t in trajectories), "lr": optimizer.param_groups[0]["lr"],
+                    "tokens": int(mask.sum()), "seconds_rollout": clock[1] - clock[0], "seconds_score": clock[2] - clock[1],
+                    "seconds_update": clock[3] - clock[2]}
+            if value_head:
+                line["explained_variance"] = ppo.explained_variance(old[2], returns, mask)
+            if args.eval_every and step % args.eval_every == 0:
+                line["eval"] = metrics(evaluate())
+            log.write(json.dumps({key: round(value, 5) if isinstance(value, float) else value for key, value in line.items()}) + "\n")
+            log.flush()
+            bar.set_postfix(first=f"{100 * found['first_accuracy']:.0f}%", final=f"{100 * found['final_accuracy']:.0f}%",
+                            tokens=f"{found['tokens_per_response']:.0f}", kl=f"{signs['approx_kl']:.4f}")
+        result_trajectories = evaluate()
+        result = report(result_trajectories)
+        save_model(model, folder, args.model)
+        write_json(folder / "evaluation.json", result)
+        write_jsonl(folder / "responses.jsonl", (as_row(t, tokenizer) for t in result_trajectories))
+        write_json(folder / "arguments.json", vars(args))
+    print(table({"RL": result}))
+    print(f"-> {args.out}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,126 @@
+"""Stage 1: teach the format. Masked cross-entropy on the trajectories of stage 0.
+
+Learned are every verification and the last solution; wrong solutions are read but not learned (mask {0, 1, 0, 1, 1, 1}).
+Differs from the paper: --kl, the divergence from the base model on the same tokens, is off by default.
+
+    python train_sft.py                                   # out/data/trajectories.jsonl + shipped policy -> out/sft
+    python train_sft.py --model DIR --data FILE --lr 5e-6 --epochs 3 --batch 32 --kl 0.1       # as in the paper
+"""
+import argparse
+import json
+import random
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from nanoverify.checkpoint import load_model, save_model
+from nanoverify.evaluate import metrics, report, respond, table
+from nanoverify.files import InputError, output_folder, read_jsonl, run, write_json
+from nanoverify.problems import SOLVE_PROMPT, Problem
+from nanoverify.scoring import kl_divergence, log_probs_and_entropy, micro_batches, pad
+from nanoverify.stage import add_model_flags, add_question_flags, autocast, load, positive, test_problems
+from nanoverify.trajectory import loss_mask, parse
+
+
+def flags(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="out/data/trajectories.jsonl", metavar="FILE", help="from stage 0 (default: %(default)s)")
+    parser.add_argument("--out", default="out/sft", help="folder for the trained model (default: %(default)s)")
+    add_model_flags(parser)
+    add_question_flags(parser)
+    group = parser.add_argument_group("stage 1")
+    group.add_argument("--lr", type=float, default=1e-3, help="peak learning rate; linear to 0 after 5%% warm-up; paper: 5e-6 (default: %(default)s)")
+    group.add_argument("--epochs", type=positive, default=3, help="default: %(default)s")
+    group.add_argument("--batch", type=positive, default=32, help="trajectories per optimizer step (default: %(default)s)")
+    group.add_argument("--micro-tokens", type=positive, default=8192, help="padded tokens per forward pass; lower it if memory runs out (default: %(default)s)")
+    group.add_argument("--kl", type=float, default=0.0, help="weight of KL(policy || base) on the learned tokens; paper: 0.1 (default: %(default)s)")
+    group.add_argument("--max-length", type=positive, default=1024, help="longer trajectories are dropped and counted, in tokens with the prompt (default: %(default)s)")
+    group.add_argument("--eval-every", type=int, default=0, metavar="STEPS", help="evaluate on the way; 0: only at the end")
+    return parser.parse_args(argv)
+
+
+def read_rows(args, tokenizer, context: int):
+    """[(prompt ids, response ids, loss mask)] from the trajectories' text; its spans are found anew by `parse`."""
+    rows, too_long = [], 0
+    for number, row in read_jsonl(args.data):
+        missing = [key for key in ("id", "question", "answer", "response") if not isinstance(row.get(key), str)]
+        if missing:
+            raise InputError(f"{args.data}:{number}: no text in {missing[0]!r}")
+        problem = Problem(row["id"], row["question"], row["answer"], str(row.get("family")), row.get("level"))
+        ids = tokenizer.encode(row["response"]) + [tokenizer.end_id]
+        prompt = tokenizer.prompt(SOLVE_PROMPT.format(question=problem.question))
+        if len(prompt) + len(ids) > min(args.max_length, context):
+            too_long += 1
+            continue
+        rows.append((prompt, ids, loss_mask(parse(problem, ids, True, tokenizer))))
+    if not rows:
+        raise InputError(f"{args.data}: no trajectory of at most {min(args.max_length, context)} tokens in it ({too_long} are longer)")
+    if not any(sum(mask) for _, _, mask in rows):
+        raise InputError(f"{args.data}: the loss mask selects no token")
+    return rows, too_long
+
+
+def main(argv=None):
+    args = flags(argv)
+    model, tokenizer = load(args)
+    rows, too_long = read_rows(args, tokenizer, model.config.max_position_embeddings)
+    base = load_model(args.model, args.device).requires_grad_(False) if args.kl else None
+    problems = test_problems(args)
+    steps = args.epochs * -(-len(rows) // args.batch)
+    print(f"{len(rows)} trajectories ({too_long} longer than the limit dropped), mean length {sum(len(p) + len(r) for p, r, _ in rows) // len(rows)} "
+          f"tokens, {sum(sum(m) for _, _, m in rows):,} learned tokens per epoch, {steps} steps")
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    rng = random.Random(args.seed)
+    evaluate = lambda: [t for row in respond(model, tokenizer, problems, 1, args.max_new_tokens, 0.0, args.seed, args.batch_size, "evaluate") for t in row]
+    with output_folder(args.out) as folder, open(folder / "metrics.jsonl", "w") as log:
+        bar = tqdm(total=steps, desc="SFT")
+        step = 0
+        for epoch in range(args.epochs):
+            order = rng.sample(range(len(rows)), len(rows))
+            for start in range(0, len(rows), args.batch):
+                step += 1
+                began = time.time()
+                batch = [rows[i] for i in order[start: start + args.batch]]
+                learned = sum(sum(mask) for _, _, mask in batch)  # counted once, over the whole optimizer step
+                total_loss = total_kl = 0.0
+                for part in micro_batches([len(p) + len(r) for p, r, _ in batch], args.micro_tokens):
+                    ids, select = pad([batch[i][:2] for i in part], [batch[i][2] for i in part], args.device)
+                    with autocast(args.device):
+                        hidden = model.hidden(ids[:, :-1])[select]  # (N, D): states before the learned tokens
+                    targets = ids[:, 1:][select]
+                    log_probs, _ = log_probs_and_entropy(hidden, model.lm_head.weight, targets, tokenizer.vocab_size)
+                    loss = -log_probs.sum() / learned
+                    total_loss += loss.item()
+                    if base:
+                        with torch.no_grad(), autocast(args.device):
+                            base_hidden = base.hidden(ids[:, :-1])[select]
+                        kl = kl_divergence(hidden, model.lm_head.weight, base_hidden, base.lm_head.weight, tokenizer.vocab_size).sum() / learned
+                        loss = loss + args.kl * kl
+                        total_kl += kl.item()
+                    loss.backward()
+                for group in optimizer.param_groups:
+                    group["lr"] = args.lr * min(step / max(0.05 * steps, 1), 1 - (step - 1) / steps)
+                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
+                optimizer.step()
+                optimizer.zero_grad()
+                line = {"step": step, "epoch": epoch, "loss": total_loss, "kl": total_kl, "grad_norm": norm, "lr": optimizer.param_groups[0]["lr"],
+                        "learned_tokens": learned, "seconds": round(time.time() - began, 3)}
+                if args.eval_every and step % args.eval_every == 0:
+                    line["eval"] = metrics(evaluate())
+                log.write(json.dumps(line) + "\n")
+                bar.set_postfix(loss=f"{total_loss:.3f}", grad=f"{norm:.2f}")
+                bar.update()
+        bar.close()
+        result = report(evaluate())
+        save_model(model, folder, args.model)
+        write_json(folder / "evaluation.json", result)
+        write_json(folder / "arguments.json", {**vars(args), "trajectories": len(rows), "dropped_too_long": too_long})
+    print(table({"SFT": result}))
+    print(f"-> {args.out}")
+
+
+if __name__ == "__main__":
+    run(main)
