@@ -23,11 +23,11 @@ from tqdm import tqdm
 
 from nanoverify import ppo
 from nanoverify.checkpoint import save_model
-from nanoverify.evaluate import metrics, report, respond, share, table
+from nanoverify.evaluate import correction, evaluate, metrics, report, respond, share, table
 from nanoverify.files import InputError, output_folder, run, write_json, write_jsonl
 from nanoverify.problems import SOLVE_PROMPT
 from nanoverify.scoring import log_probs_and_entropy, micro_batches, pad
-from nanoverify.stage import add_model_flags, add_question_flags, autocast, load, positive, test_problems, train_problems
+from nanoverify.stage import add_model_flags, add_question_flags, autocast, earlier_evaluations, load, positive, save_evaluations, test_problems, train_problems
 from nanoverify.trajectory import as_row
 
 
@@ -165,7 +165,7 @@ def main(argv=None):
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True)
     rng = random.Random(args.seed)
     totals, queue = {}, []
-    evaluate = lambda: [t for row in respond(model, tokenizer, held_out, 1, args.max_new_tokens, 0.0, args.seed, args.batch_size, "evaluate") for t in row]
+    columns = earlier_evaluations(args) or {"start": report(evaluate(model, tokenizer, held_out, args))}
     print(f"{args.prompts} prompts x {args.samples} samples = {args.prompts * args.samples} responses per step, {args.minibatches * args.epochs} "
           f"optimizer steps each, {args.steps} steps, {len(problems)} training questions")
 
@@ -206,18 +206,21 @@ def main(argv=None):
             if value_head:
                 line["explained_variance"] = ppo.explained_variance(old[2], returns, mask)
             if args.eval_every and step % args.eval_every == 0:
-                line["eval"] = metrics(evaluate())
+                line["eval"] = metrics(evaluate(model, tokenizer, held_out, args))
             log.write(json.dumps({key: round(value, 5) if isinstance(value, float) else value for key, value in line.items()}) + "\n")
             log.flush()
             bar.set_postfix(first=f"{100 * found['first_accuracy']:.0f}%", final=f"{100 * found['final_accuracy']:.0f}%",
                             tokens=f"{found['tokens_per_response']:.0f}", kl=f"{signs['approx_kl']:.4f}")
-        result_trajectories = evaluate()
-        result = report(result_trajectories)
+        answers = evaluate(model, tokenizer, held_out, args)
+        columns["RL"] = report(answers)
         save_model(model, folder, args.model)
-        write_json(folder / "evaluation.json", result)
-        write_jsonl(folder / "responses.jsonl", (as_row(t, tokenizer) for t in result_trajectories))
+        save_evaluations(folder, columns, args)
+        write_jsonl(folder / "responses.jsonl", (as_row(t, tokenizer) for t in answers))
         write_json(folder / "arguments.json", vars(args))
-    print(table({"RL": result}))
+    print(table(columns))
+    example = correction(answers)
+    if example:
+        print(f"\n{example.problem.question}   (gold answer: {example.problem.answer})\n\n{tokenizer.decode(example.ids)}\n")
     print(f"-> {args.out}")
 
 

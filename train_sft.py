@@ -10,17 +10,16 @@ import argparse
 import json
 import random
 import time
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from nanoverify.checkpoint import load_model, save_model
-from nanoverify.evaluate import metrics, report, respond, table
+from nanoverify.evaluate import evaluate, metrics, report, table
 from nanoverify.files import InputError, output_folder, read_jsonl, run, write_json
 from nanoverify.problems import SOLVE_PROMPT, Problem
 from nanoverify.scoring import kl_divergence, log_probs_and_entropy, micro_batches, pad
-from nanoverify.stage import add_model_flags, add_question_flags, autocast, load, positive, test_problems
+from nanoverify.stage import add_model_flags, add_question_flags, autocast, earlier_evaluations, load, positive, save_evaluations, test_problems
 from nanoverify.trajectory import loss_mask, parse
 
 
@@ -74,7 +73,7 @@ def main(argv=None):
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     rng = random.Random(args.seed)
-    evaluate = lambda: [t for row in respond(model, tokenizer, problems, 1, args.max_new_tokens, 0.0, args.seed, args.batch_size, "evaluate") for t in row]
+    columns = earlier_evaluations(args) or {"base": report(evaluate(model, tokenizer, problems, args))}
     with output_folder(args.out) as folder, open(folder / "metrics.jsonl", "w") as log:
         bar = tqdm(total=steps, desc="SFT")
         step = 0
@@ -109,16 +108,16 @@ def main(argv=None):
                 line = {"step": step, "epoch": epoch, "loss": total_loss, "kl": total_kl, "grad_norm": norm, "lr": optimizer.param_groups[0]["lr"],
                         "learned_tokens": learned, "seconds": round(time.time() - began, 3)}
                 if args.eval_every and step % args.eval_every == 0:
-                    line["eval"] = metrics(evaluate())
+                    line["eval"] = metrics(evaluate(model, tokenizer, problems, args))
                 log.write(json.dumps(line) + "\n")
                 bar.set_postfix(loss=f"{total_loss:.3f}", grad=f"{norm:.2f}")
                 bar.update()
         bar.close()
-        result = report(evaluate())
+        columns["SFT"] = report(evaluate(model, tokenizer, problems, args))
         save_model(model, folder, args.model)
-        write_json(folder / "evaluation.json", result)
+        save_evaluations(folder, columns, args)
         write_json(folder / "arguments.json", {**vars(args), "trajectories": len(rows), "dropped_too_long": too_long})
-    print(table({"SFT": result}))
+    print(table(columns))
     print(f"-> {args.out}")
 
 

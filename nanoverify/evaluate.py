@@ -97,6 +97,18 @@ def table(columns: dict[str, dict], rows=COLUMNS) -> str:
     return "\n".join(lines)
 
 
+def evaluate(model, tokenizer, problems: list[Problem], args) -> list[Trajectory]:
+    """One greedy response for each question."""
+    rows = respond(model, tokenizer, problems, 1, args.max_new_tokens, 0.0, args.seed, args.batch_size, "evaluate")
+    return [row[0] for row in rows]
+
+
+def correction(trajectories: list[Trajectory]) -> Trajectory | None:
+    """A response in which the model rejects its own wrong answer and finds the right one; of these, the shortest."""
+    found = [t for t in trajectories if well_formed(t) and not t.solves[0].right and t.solves[-1].right]
+    return min(found, key=lambda t: len(t.ids), default=None)
+
+
 def main(argv=None):
     from nanoverify.stage import add_model_flags, add_question_flags, load, test_problems
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])

@@ -35,18 +35,18 @@ SOLVE_PROMPT = '{question}\nThink step by step and end with "The answer is ...".
 
 # ---- families: level -> the unknown x, the numbers of the question -------------------------------------------------
 
-UNKNOWN = {1: (2, 9), 2: (5, 19), 3: (10, 39), 4: (20, 69), 5: (30, 99)}  # where the unknown is multiplied by one digit
-FACTOR = {1: (2, 6), 2: (4, 10), 3: (7, 16), 4: (11, 25), 5: (16, 40)}  # where it is multiplied by something like itself
-SMALL = {1: (1, 20), 2: (1, 30), 3: (5, 50), 4: (10, 80), 5: (20, 99)}  # what is added or taken away
+UNKNOWN = {1: (2, 9), 2: (3, 15), 3: (5, 25), 4: (10, 40), 5: (20, 60)}  # where the unknown is multiplied by one digit
+FACTOR = {1: (2, 5), 2: (3, 8), 3: (5, 12), 4: (7, 18), 5: (10, 25)}  # where it is multiplied by something like itself
+SMALL = {1: (1, 9), 2: (1, 20), 3: (1, 30), 4: (5, 50), 5: (10, 80)}  # what is added or taken away
 
 
 def linear(rng, level):
-    x, a, b = rng.randint(*UNKNOWN[level]), rng.randint(*SMALL[level]), rng.randint(2, min(9, 2 + 2 * level))
+    x, a, b = rng.randint(*UNKNOWN[level]), rng.randint(*SMALL[level]), rng.randint(2, min(9, 3 + level))
     return x, {"a": a, "b": b, "c": a + b * x}
 
 
 def both_sides(rng, level):
-    x, b = rng.randint(*UNKNOWN[level]), rng.randint(3, min(9, 2 + 2 * level))
+    x, b = rng.randint(*UNKNOWN[level]), rng.randint(3, min(9, 3 + level))
     d = rng.randint(2, b - 1)
     a = rng.randint(1, min((b - d) * x - 1, 99))
     return x, {"a": a, "b": b, "d": d, "e": (b - d) * x - a}
@@ -58,13 +58,13 @@ def rabbits(rng, level):
 
 
 def stamps(rng, level):
-    x, y, p = rng.randint(*UNKNOWN[level]), rng.randint(*UNKNOWN[level]), rng.randint(3, min(9, 3 + 2 * level))
+    x, y, p = rng.randint(*UNKNOWN[level]), rng.randint(*UNKNOWN[level]), rng.randint(3, min(9, 3 + level))
     q = rng.randint(2, p - 1)
     return x, {"n": x + y, "p": p, "q": q, "v": p * x + q * y}
 
 
 def ages(rng, level):
-    x, d, t = rng.randint(*UNKNOWN[level]), rng.randint(1, 9 * level), rng.randint(1, 9 * level)
+    x, d, t = rng.randint(*UNKNOWN[level]), rng.randint(1, 6 * level), rng.randint(1, 5 * level)
     return x, {"d": d, "t": t, "s": 2 * x + d + 2 * t}
 
 
@@ -75,8 +75,8 @@ def sum_product(rng, level):
 
 
 def rectangle(rng, level):
-    x, d = rng.randint(*FACTOR[level]), rng.randint(1, 6 * level)
-    return x, {"d": d, "a": x * (x + d)}
+    x, d, b = rng.randint(*FACTOR[level]), rng.randint(1, 3 * level), rng.randint(*SMALL[level])
+    return x, {"d": d, "b": b, "a": x * (x + d) + b}
 
 
 def square(rng, level):
@@ -121,8 +121,9 @@ WORDINGS = {
            "How old is {friend}?"),
     sum_product: ("Two numbers add up to {s} and their product plus {b} is {p}. What is the larger number?",
                   "The sum of two numbers is {s}. If you add {b} to their product, you get {p}. What is the larger number?"),
-    rectangle: ("A rectangle is {d} cm longer than it is wide. Its area is {a}. How wide is it?",
-                "The length of a garden is {d} more than its width and its area is {a}. How wide is it?"),
+    rectangle: ("A garden is {d} m longer than it is wide. With a yard of {b} square m it has an area of {a}. "
+                "How wide is the garden?",
+                "The length of a garden is {d} more than its width. Its area plus {b} is {a}. How wide is it?"),
     square: ("A number times itself plus {b} is {c}. What is the number?",
              "{name} adds {b} to the square of a number and gets {c}. What is the number?"),
     consecutive: ("Three consecutive numbers and {b} add up to {c}. What is the smallest of the three?",

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from nanoverify.checkpoint import load_model
-from nanoverify.files import InputError
+from nanoverify.files import InputError, read_json, write_json
 from nanoverify.problems import Problem, generate, read_problems, split_of
 from nanoverify.tokenizer import Tokenizer
 
@@ -91,3 +91,22 @@ def test_problems(args) -> list[Problem]:
     else:
         return generate("test", args.test_count, seed=0)
     return random.Random(0).sample(problems, min(args.test_count, len(problems)))
+
+
+# ---- evaluations travel from stage to stage, so that the last one can print base, SFT and RL side by side ------------
+
+def asked(args) -> dict:
+    """What makes two evaluations comparable."""
+    return {"questions": args.questions, "test_questions": args.test_questions, "test_count": args.test_count,
+            "max_new_tokens": args.max_new_tokens}
+
+
+def earlier_evaluations(args) -> dict[str, dict]:
+    """{"base": report, ...} that the stage before saved beside --model; {} if there is none or it asked something else."""
+    path = Path(args.model) / "evaluation.json"
+    saved = read_json(path) if path.exists() else {}
+    return saved["columns"] if saved.get("asked") == asked(args) else {}
+
+
+def save_evaluations(folder, columns: dict, args):
+    write_json(Path(folder) / "evaluation.json", {"asked": asked(args), "columns": columns})

@@ -11,10 +11,10 @@ from nanoverify.answers import verdict
 from nanoverify.sampler import generate
 
 VERDICTS = {True: "Therefore, the answer is correct.", False: "Therefore, the answer is incorrect."}
-ENDING = f'and end with "{VERDICTS[True]}" or "{VERDICTS[False]}"'
+ENDING = 'and end with "Therefore, the answer is correct." or "incorrect."'
 VERIFY_PROMPTS = {
     "problem-solving": "{question}\nGiven answer: {answer}\nSolve the question again, compare, " + ENDING,
-    "confirmative": "{question}\nGiven answer: {answer}\nDo not solve it again: put the given answer back into the question, " + ENDING,
+    "confirmative": "{question}\nGiven answer: {answer}\nPut the answer back into the question, check, " + ENDING,
 }
 
 

@@ -1,0 +1,248 @@
+"""Sampling against the plain way: the whole text through the model for every token, one row at a time; and against transformers."""
+import math
+import random
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer as Raw, decoders, models, pre_tokenizers
+
+from nanoverify import pretrain
+from nanoverify.checkpoint import load_model, save_model
+from nanoverify.files import InputError
+from nanoverify.model import Config, Transformer
+from nanoverify.sampler import KVCache, draw, generate, keep_top, next_token, prefill, scaled_log_probs
+from nanoverify.scoring import log_probs_and_entropy
+from nanoverify.tokenizer import Tokenizer
+
+torch.set_num_threads(1)
+
+
+# ---- tiny stand-ins, used by the other test files too ----------------------------------------------------------------
+
+def tiny_model(vocab_size=61, context=96, seed=0, tied=False) -> Transformer:
+    """Random weights large enough that its texts are varied."""
+    torch.manual_seed(seed)
+    model = Transformer(Config(
+        architecture="LlamaForCausalLM", vocab_size=vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=context, rms_norm_eps=1e-5,
+        rope_theta=10000.0, rope_scaling=None, tie_word_embeddings=tied))
+    for parameter in model.parameters():
+        parameter.data = torch.randn_like(parameter) * 0.3 + (0 if parameter.dim() > 1 else 0.7)
+    return model.eval()
+
+
+def byte_tokenizer(merges=()) -> Tokenizer:
+    """Every byte a token, and then what `merges` joins."""
+    pieces = sorted(pre_tokenizers.ByteLevel.alphabet()) + [a + b for a, b in merges]
+    raw = Raw(models.BPE({piece: id for id, piece in enumerate(pieces)}, list(merges)))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.add_special_tokens(list(pretrain.SPECIAL))
+    return Tokenizer(raw, {"eos_token": "<|end|>", "pad_token": "<|pad|>"}, {}, {}, pretrain.CHAT_TEMPLATE)
+
+
+def save_policy(folder, vocab_padding=0, seed=0):
+    """A random checkpoint with that tokenizer, as an ordinary folder."""
+    from types import SimpleNamespace
+    raw = byte_tokenizer().raw
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": raw.get_vocab_size() + vocab_padding,
+              "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+              "head_dim": 8, "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+              "tie_word_embeddings": True, "torch_dtype": "float32", "eos_token_id": raw.token_to_id("<|end|>"), "pad_token_id": None}
+    pretrain.save(tiny_model(config["vocab_size"], 1024, seed, tied=True), raw, config, SimpleNamespace(out=folder), [])
+    return folder
+
+
+PROMPTS = [[random.Random(n).randrange(61) for _ in range(n)] for n in (9, 1, 4, 12, 6, 4, 2)]
+
+
+def plain_greedy(model, prompt, max_new_tokens, stop_ids):
+    ids = list(prompt)
+    while len(ids) < len(prompt) + max_new_tokens:
+        ids.append(model(torch.tensor([ids]))[0, -1].argmax().item())
+        if ids[-1] in stop_ids:
+            break
+    return ids[len(prompt):]
+
+
+# ---- the cache and the batch ----------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def test_cached_logits_equal_the_full_forward():
+    """Bug: a row's new key goes into another row's slot, stale slots are seen, or positions count the padding."""
+    model, prompts = tiny_model(), PROMPTS[:3]
+    texts = torch.randint(0, 61, (3, 6), generator=torch.Generator().manual_seed(1)).tolist()
+    read, logits = prefill(model, prompts)
+    cache = KVCache(model.config, 3, 24, "cpu", torch.float32)
+    cache.k.fill_(1e3), cache.v.fill_(1e3)  # what an earlier row left
+    cache.copy_rows(read, [2, 0, 1], [0, 1, 2])
+    cache.resize(3)
+    prompts, texts, logits = [prompts[i] for i in (2, 0, 1)], [texts[i] for i in (2, 0, 1)], logits[[2, 0, 1]]
+    for t in range(6):
+        expected = torch.stack([model(torch.tensor([prompt + text[:t]]))[0, -1] for prompt, text in zip(prompts, texts)])
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+        logits = model(torch.tensor([[text[t]] for text in texts]), cache=cache)[:, -1]
+        cache.advance()
+
+
+@pytest.fixture(scope="module")
+def plain_texts():
+    """(model, stop ids, greedy texts of PROMPTS) with stops chosen such that the texts end at different times."""
+    model = tiny_model()
+    with torch.no_grad():
+        whole = [plain_greedy(model, prompt, 15, ()) for prompt in PROMPTS]
+        stops = {whole[0][3], whole[2][8], whole[4][0], whole[5][11]}
+        texts = [plain_greedy(model, prompt, 15, stops) for prompt in PROMPTS]
+    assert len({len(text) for text in texts}) > 3 and max(map(len, texts)) == 15
+    return model, stops, texts
+
+
+@pytest.mark.parametrize("samples, batch_size", [(1, 100), (1, 7), (1, 5), (1, 4), (1, 3), (1, 2), (1, 1), (3, 100), (3, 9), (3, 7), (3, 3), (3, 1)])
+def test_batch_equals_each_prompt_alone(samples, batch_size, plain_texts):
+    """Bug: rows that end early, move or are refilled take the text, length or place in the result of another; a small batch stalls."""
+    model, stops, expected = plain_texts
+    found = generate(model, PROMPTS, samples, 15, stops, 61, temperature=0, batch_size=batch_size)
+    for text, row in zip(expected, found, strict=True):
+        assert [sample.ids for sample in row] == [text] * samples
+        assert all(sample.finished == (text[-1] in stops) for sample in row)
+
+
+def test_greedy_equals_transformers(tmp_path):
+    """Bug: what generate writes is not what the saved checkpoint writes elsewhere."""
+    model, stop = tiny_model(), 40
+    (tmp_path / "source").mkdir(), (tmp_path / "saved").mkdir()
+    transformers.LlamaConfig(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                             num_key_value_heads=2, max_position_embeddings=96, rms_norm_eps=1e-5, eos_token_id=stop, pad_token_id=None,
+                             architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path / "source")
+    save_model(model, tmp_path / "saved", tmp_path / "source")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()
+    found = generate(load_model(tmp_path / "saved"), PROMPTS, 1, 20, {stop}, 61, temperature=0)
+    for prompt, (sample,) in zip(PROMPTS, found):
+        ids = torch.tensor([prompt])
+        expected = theirs.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20, pad_token_id=0)
+        assert sample.ids == expected[0, len(prompt):].tolist()
+
+
+# ---- what a sample is -----------------------------------------------------------------------------------------------
+
+def test_seeds():
+    """Bug: the seed is not used, or sampling draws from, or reseeds, the global generator that training relies on."""
+    model = tiny_model()
+    run = lambda seed, **more: [[s.ids for s in row] for row in generate(model, PROMPTS, 2, 12, {3}, 61, seed=seed, **more)]
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = run(0)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    assert run(0) == first != run(1)
+    assert run(0, batch_size=4) == run(0, batch_size=4)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.7, 1.0, 1.5])
+def test_log_probs_equal_the_trainers(temperature):
+    """Bug: log-probs are of another token, another temperature or another vocabulary than those the trainer computes."""
+    model, vocab_size = tiny_model(vocab_size=64), 60
+    rows = generate(model, PROMPTS, 3, 14, {3}, vocab_size, temperature=temperature, batch_size=6)
+    for prompt, row in zip(PROMPTS, rows):
+        for sample in row:
+            with torch.no_grad():
+                hidden = model.hidden(torch.tensor([prompt + sample.ids]))[0, len(prompt) - 1: -1]
+                expected, _ = log_probs_and_entropy(hidden, model.lm_head.weight, torch.tensor(sample.ids), vocab_size, temperature)
+            torch.testing.assert_close(torch.tensor(sample.logprobs), expected, atol=1e-4, rtol=0)
+
+
+def test_stop_and_truncation():
+    """Bug: the stop id is dropped, something is written behind it, or a cut response counts as finished."""
+    samples = [s for row in generate(tiny_model(), PROMPTS, 30, 12, {3, 17}, 61, batch_size=40) for s in row]
+    finished = [s for s in samples if s.finished]
+    cut = [s for s in samples if not s.finished]
+    assert len(finished) > 20 and len(cut) > 20
+    for sample in samples:
+        assert len(sample.logprobs) == len(sample.ids) and not {3, 17} & set(sample.ids[:-1])
+    assert all(sample.ids[-1] in (3, 17) and len(sample.ids) <= 12 for sample in finished)
+    assert all(sample.ids[-1] not in (3, 17) and len(sample.ids) == 12 for sample in cut)
+    assert any(len(sample.ids) == 12 for sample in finished)  # a stop at the limit is still a stop
+
+
+def test_samples_of_one_prompt_are_independent():
+    """Bug: the prompt's first token is drawn once and copied, so the K samples share it."""
+    for batch_size in (64, 8):
+        row = generate(tiny_model(), [PROMPTS[0], PROMPTS[2]], 8, 6, {3}, 61, temperature=1.5, batch_size=batch_size)[0]
+        assert len({sample.ids[0] for sample in row}) > 3
+        assert len({tuple(sample.ids) for sample in row}) == 8
+
+
+# ---- logits -> log-probs -> token -----------------------------------------------------------------------------------
+
+def test_draw_follows_the_probabilities():
+    """Bug: sampling is biased (clocks not inverted, generator ignored), or draws what has no probability."""
+    probs = torch.tensor([0.5, 0.25, 0.2, 0.05, 0.0])
+    ids = draw(probs.log().expand(40_000, 5).contiguous(), torch.Generator().manual_seed(0))
+    share = torch.bincount(ids, minlength=5) / 40_000
+    assert ((share - probs).abs() <= 4.5 * (probs * (1 - probs) / 40_000).sqrt()).all() and share[4] == 0
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 5, 60, 1000])
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.5, 1e-6])
+def test_keep_top(top_k, top_p):
+    """Bug: one token too many or too few is kept, the order is not undone, or what is kept is not renormalised."""
+    log_probs = (3 * torch.randn(50, 60, generator=torch.Generator().manual_seed(0))).log_softmax(-1)
+    for before, after in zip(log_probs, keep_top(log_probs, top_k, top_p)):
+        order = sorted(range(60), key=lambda i: -before[i].item())[: top_k or 60]
+        total, mass, kept = sum(before[i].exp().item() for i in order), 0.0, []
+        for i in order:
+            kept.append(i)
+            mass += before[i].exp().item() / total
+            if mass >= top_p:
+                break
+        assert set(after.isfinite().nonzero()[:, 0].tolist()) == set(kept)
+        torch.testing.assert_close(after[kept], before[kept].log_softmax(-1), atol=1e-5, rtol=0)
+
+
+def test_keep_top_by_hand():
+    """Bug: top_p keeps the largest set UNDER p; top_p is taken before top_k."""
+    log_probs = torch.tensor([[0.15, 0.5, 0.05, 0.3]]).log()
+    kept = lambda k, p: keep_top(log_probs, k, p).exp()[0].round(decimals=3).tolist()
+    assert kept(0, 0.7) == [0, 0.625, 0, 0.375]
+    assert kept(0, 0.4) == [0, 1, 0, 0]
+    assert kept(0, 0.9) == pytest.approx([0.158, 0.526, 0, 0.316], abs=1e-3)
+    assert kept(2, 0.6) == [0, 1, 0, 0]  # 0.625 of the two left is enough
+
+
+def test_log_probs_under_top_k_and_top_p():
+    """Bug: with top-k or top-p the log-prob is that of the whole distribution, not of the one sampled from."""
+    logits = 2 * torch.randn(200, 40, generator=torch.Generator().manual_seed(0))
+    ids, logprobs = next_token(logits, 36, 0.8, 5, 0.9, torch.Generator().manual_seed(1))
+    expected = keep_top(scaled_log_probs(logits, 36, 0.8), 5, 0.9)
+    torch.testing.assert_close(logprobs, expected[torch.arange(200), ids])
+    assert (logprobs > (logits / 0.8).log_softmax(-1)[torch.arange(200), ids]).all()
+
+
+def test_temperature():
+    """Bug: logits are multiplied by the temperature, or temperature 0 divides by it."""
+    logits = torch.tensor([[1.0, 3.0, 2.0]])
+    assert next_token(logits, 3, 0, 0, 1.0, None)[0].tolist() == [1] and next_token(logits, 3, 0, 0, 1.0, None)[1].tolist() == [0.0]
+    log_probs = scaled_log_probs(logits, 3, 0.5)[0]
+    assert (log_probs[1] - log_probs[0]).item() == pytest.approx(4.0)
+    assert math.fsum(log_probs.exp().tolist()) == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature, top_k, top_p", [(0, 0, 1.0), (1.0, 0, 1.0), (5.0, 0, 1.0), (1.0, 3, 1.0), (1.0, 0, 0.3)])
+def test_padding_of_the_vocabulary_is_never_sampled(temperature, top_k, top_p):
+    """Bug: ids that the tokenizer does not know, likely in an untrained row of the weights, get out."""
+    model = tiny_model()
+    model.lm_head.weight.data[50:] = 30 * model.lm_head.weight.data[:11]
+    rows = generate(model, PROMPTS, 4, 10, {3}, 50, temperature=temperature, top_k=top_k, top_p=top_p)
+    assert max(id for row in rows for sample in row for id in sample.ids) < 50
+
+
+def test_prompts_that_do_not_fit():
+    """Bug: positions beyond the context are used silently, an empty prompt reads another row, or the limit is off by one."""
+    model = tiny_model(context=16)
+    assert len(generate(model, [[1] * 10], 1, 6, set([60]), 61, temperature=0)[0][0].ids) <= 6
+    with pytest.raises(InputError, match="prompt 2 of 2 has 11 tokens.*16"):
+        generate(model, [[1], [1] * 11], 1, 6, {60}, 61)
+    with pytest.raises(InputError, match="prompt 1"):
+        generate(model, [[]], 1, 6, {60}, 61)
+    assert generate(model, [], 2, 6, {60}, 61) == []
