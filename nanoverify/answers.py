@@ -47,7 +47,7 @@ from typing import NamedTuple
 MAX_RESPONSE = 10_000  # characters: only the end of a longer response is searched
 MAX_VERIFICATION = 4_000  # characters: the end of a longer verification
 MAX_ANSWER = 2_000  # characters of an answer that is read
-MAX_TOKENS = 600
+MAX_TOKENS = 300  # so a tree is at most that deep, and evaluating it stays within the recursion limit
 MAX_DEPTH = 24  # brackets within brackets
 MAX_ITEMS = 64  # parts of a list
 MAX_BITS = 20_000  # of an exact number; larger ones become decimals
@@ -72,9 +72,9 @@ PHRASE = re.compile(
     r"(?!\s|(?:\w+ )?(?:not |in)?(?:correct|right|wrong|valid|verified)\b)", re.I | re.M)
 SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n|</")
 REASON = re.compile(r",?\s+(?:because|since|as|so|which|where|when|but|for)\b|,\s+not\b", re.I)
-CAUSE = re.compile(r",?\s+(?:because|since)\b.*", re.I | re.S)
+CAUSE = re.compile(r",?\s+(?:because|since)\b", re.I)
 SPAN = re.compile(r"\$\$([^$]+)\$\$|\\\[((?:[^\\]|\\[^\[\]])*)\\\]|\\\(((?:[^\\]|\\[^()])*)\\\)|(?<!\\)\$((?:[^$\\]|\\.)+)\$", re.S)
-WRAPPED = re.compile(r"\\(?:text\w*|mbox|mathrm|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+")
+WRAPPED = re.compile(r"\\(?:text\w*|mbox|mathrm|operatorname|begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+")
 PROSE_WORD = re.compile(r"[A-Za-z]{2,}")
 VERB = re.compile(r"\b(?:is|are|was|be|equals|we|there)\b", re.I)
 PLAIN = r"[-+]?\\?\$?\d[\d,]*(?:\.\d+)?%?"
@@ -103,7 +103,7 @@ def find(response, join_boxes=False):
         for left, right, content in reversed(found[:-1] if join_boxes else []):
             if not right <= start <= right + 60 or not BETWEEN_BOXES.fullmatch(text, right, start):
                 break
-            answer, start = f"{content}, {answer}", left
+            answer, start = answer if content == found[-1][2] else f"{content}, {answer}", left
         later = after_phrase(text[found[-1][1]:])
         return later if any(c in "0123456789\\$" for c in later) else answer
     _, mark, tail = text.rpartition("####")
@@ -142,7 +142,9 @@ def boxes(text):
 def final(text):
     """The answer in a text without a marker: the whole of it, or in prose what stands last."""
     text = text.replace('\\"', '"').strip(' \t\n*`"')
-    text = CAUSE.sub("", text)
+    head = CAUSE.split(text, 1)[0].strip(" *")
+    if head and head != text and bare(head):
+        return head
     if bare(text) or STARTS_WITH_NUMBER.match(text):
         return text
     head = REASON.split(text, 1)[0].strip(" *")
@@ -154,7 +156,7 @@ def final(text):
             return tail
     spans, numbers = list(SPAN.finditer(text)), list(NUMBER.finditer(text))
     if spans and (not numbers or numbers[-1].start() < spans[-1].end()):
-        return next(group for group in spans[-1].groups() if group).strip()
+        return next(group for group in spans[-1].groups() if group is not None).strip()
     return numbers[-1][0] if numbers else text
 
 
@@ -162,7 +164,9 @@ def bare(text):
     """No prose: one line, no verb, at most two words, and none in front of a formula between dollar signs."""
     words = WRAPPED.sub(" ", text)
     found = [word for word in PROSE_WORD.findall(words) if word.lower() not in SPELLED]
-    return "\n" not in text and not VERB.search(words) and len(found) < 3 and not (found and SPAN.search(text) and not SPAN.match(text))
+    if "\n" in text or VERB.search(words) or len(found) > 2:
+        return False
+    return not found or bool(SPAN.match(text)) or not SPAN.search(text)
 
 
 # ---- 2. read: text -> tokens -> tree --------------------------------------------------------------------------------
@@ -190,7 +194,7 @@ SPACE = re.compile(r"(?<!\\)\\(?:[,;:> ]|q?quad\b|hspace\{[^{}]*\})|~|\s+")
 DEGREE = re.compile(r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![a-zA-Z])|\\textdegree(?![a-zA-Z])")
 WHOLE_TEXT = re.compile(r"\\(?:text\w*|mbox|mathrm|emph)\s*\{([^{}]*)\}")
 LOOSE = re.compile(r"(?<![0-9]) +| +(?![0-9])")
-CHOICE = re.compile(r"\(?([A-Z])\)?(?:[.:)]\s*.*)?", re.S)
+CHOICE = re.compile(r"\(?([A-J])(?:[.:)]+(?:\s+(.*))?)?", re.S)
 WORDS = re.compile(r"[^\W\d_][^\W\d_'’ ,.-]*(?:[ '’,.-]+[^\W\d_]+)*[.!]?")
 ARTICLE = re.compile(r"\b(?:the|a|an)\b|[^\w]+")
 
@@ -226,11 +230,13 @@ FUNCTIONS = frozenset("sin cos tan cot sec csc sinh cosh tanh arcsin arccos arct
 OPAQUE = frozenset(("\\lim", "\\sum", "\\prod", "\\int"))
 CLOSERS = {"(": (")", "]"), "[": ("]", ")"), "\\{": ("\\}",), "{": ("}",), "\\langle": ("\\rangle",)}
 ROUND = {"\\lfloor": ("floor", "\\rfloor"), "\\lceil": ("ceil", "\\rceil"), "|": ("abs", "|"), "\\|": ("abs", "\\|")}
-DECORATIONS = frozenset(("\\overline", "\\vec", "\\hat", "\\bar", "\\overrightarrow", "\\widehat", "\\angle", "\\triangle", "\\mathcal", "\\tilde", "\\underline"))
+DECORATIONS = frozenset(("\\overline", "\\vec", "\\hat", "\\bar", "\\overrightarrow", "\\widehat",
+                          "\\angle", "\\triangle", "\\mathcal", "\\tilde", "\\underline"))
 LETTERS = frozenset("\\" + w for w in "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega "
                     "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell".split())
 LETTER = r"(?:\\[A-Za-z]+|[A-Z]{2,4}|[A-Za-z])(?:_(?:\w|\{[^{}]*\}|\\[A-Za-z]+))?'*(?:\^\{?-1\}?)?(?:\((?:[\w,|]|\\cup|\\cap)*\))?"
-NAME = re.compile(rf'".*|\|?(?:\\(?:angle|triangle|overline|overrightarrow|vec|hat|bar)\{{?)?{LETTER}\}}?\|?|{LETTER}(?::{LETTER})+|\({LETTER}(?:,{LETTER})*\)')
+NAME = re.compile(rf'".*|{LETTER}(?::{LETTER})+|\({LETTER}(?:,{LETTER})*\)|'
+                  rf'\|?(?:\\(?:angle|triangle|overline|overrightarrow|vec|hat|bar)\{{?)?{LETTER}\}}?\|?')
 ZERO, MINUS_ONE = Node("number", (Fraction(0), 0)), Node("number", (Fraction(-1), 0))
 
 
@@ -255,13 +261,13 @@ def read(text: str, grouped=True) -> Node:
         return Node("text", (ARTICLE.sub(" ", plain.casefold()).strip(),))
     if len(text) > MAX_ANSWER or not text:
         raise Unreadable("empty" if not text else f"longer than {MAX_ANSWER} characters")
-    cursor = Cursor(tokenize(plain if whole else text, grouped))
     try:
+        cursor = Cursor(tokenize(plain if whole else text, grouped))
         node = statement(cursor, ())
         if cursor.tokens[cursor.at]:
             raise Unreadable(f"{cursor.tokens[cursor.at]!r} was not expected")
-        return spread(node)
-    except (IndexError, OverflowError, ZeroDivisionError) as error:
+        return spread(node) if {"\\pm", "\\mp"} & set(cursor.tokens) else node
+    except (IndexError, OverflowError, ZeroDivisionError, RecursionError) as error:
         raise Unreadable(str(error)) from None
 
 
@@ -280,7 +286,7 @@ def tokenize(text, grouped=True):
             elif word:
                 tokens += ["and"] if word.strip(", ") in ("and", "or") else ['"' + word]
         elif kind == "matrix":
-            tokens += [token[:4].replace("\\beg", "\\begin"), m["matrix"]]
+            tokens += [token[:4].replace("\\beg", "\\begin"), m["matrix"] or "matrix"]
         elif kind == "field":
             tokens.append("\\mathbb " + m["field"])
         elif kind == "word":
@@ -395,7 +401,8 @@ def product(c):
             if c.peek().startswith('"'):  # km / h
                 c.at += 1
             else:
-                node = Node("/" if sign == ":" else sign, (node, factor(c)))
+                parts = node.parts if sign == ":" and node.kind == "ratio" else (node,)
+                node = Node("ratio" if sign == ":" else sign, (*parts, factor(c)))
         elif token.startswith('"'):
             c.at += 1
             if c.take("^"):
@@ -580,7 +587,7 @@ def function(c, name):
         base = argument(c)
     if c.peek() in ("(", "{", "["):
         inside = atom(c)
-        parts = inside.parts if inside.kind in ("tuple", "interval") and name in ("max", "min", "gcd", "lcm") else (inside,)
+        parts = inside.parts if inside.kind == "tuple" and name in ("max", "min", "gcd", "lcm") else (inside,)
     else:
         inside = factor(c)
         while starts_atom(c, c.peek()) and c.peek()[1:] not in FUNCTIONS and c.peek() not in CLOSERS:
@@ -591,7 +598,7 @@ def function(c, name):
     if name == "log":
         node = Node("/", (Node("ln", parts), Node("ln", (base or Node("number", (Fraction(10), 0)),))))
     else:
-        node = Node("root", (*parts, Node("number", (Fraction(3), 0)))) if name == "cbrt" else Node(name, parts[:2] if name == "interval" else parts)
+        node = Node("root", (*parts, Node("number", (Fraction(3), 0)))) if name == "cbrt" else Node(name, parts)
     return node if power is None else Node("^", (node, power))
 
 
@@ -658,7 +665,7 @@ def matrix(c):
 
 def children(node):
     """The nodes among the parts; a relation keeps its sides one level down."""
-    return node.parts[1] if node.kind == "relation" else tuple(p for p in node.parts if isinstance(p, Node))
+    return node.parts[1] if node.kind == "relation" else [p for p in node.parts if isinstance(p, Node)]
 
 
 def spread(node):
@@ -692,10 +699,14 @@ def signed(node, plus, minus):
 
 @lru_cache(4096)
 def variables(node):
-    if node.kind == "name":
-        return frozenset(node.parts)
-    own = frozenset([node.kind]) if node.kind.startswith("call ") else frozenset()
-    return own.union(*map(variables, children(node)))
+    """The names in a tree, and its unknown functions."""
+    found, left = set(), [node]
+    while left:
+        node = left.pop()
+        if node.kind == "name" or node.kind.startswith("call "):
+            found.add(node.parts[0] if node.kind == "name" else node.kind)
+        left += children(node)
+    return frozenset(found)
 
 
 def show(node):
@@ -714,7 +725,7 @@ def show(node):
 CONTEXT = Context(prec=50, Emin=-10**6, Emax=10**6, traps=[InvalidOperation, DivisionByZero, Overflow, Underflow])
 PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494")
 NOTHING = {Decimal: Decimal("1e-40"), complex: 1e-9}
-FAILURES = (Unreadable, ArithmeticError, DecimalException, ValueError, TypeError)
+FAILURES = (Unreadable, ArithmeticError, DecimalException, ValueError, TypeError, RecursionError)
 RANDOM = random.Random()
 RANGES = ((1, 4), (0, 1), (2, 9), (0, 1), (-4, -1), (-1, 0), (1, 30))
 
@@ -877,16 +888,15 @@ def of_integers(function):
 SIN, COS, LN, EXP = real(sine, cmath.sin), real(cosine, cmath.cos), real(Decimal.ln, cmath.log), real(Decimal.exp, cmath.exp)
 TAN = lambda x: divide(SIN(x), COS(x))
 OPERATIONS = {
-    "+": add, "-": subtract, "*": multiply, "/": divide, "^": power, "root": root, "abs": abs, "!": factorial, "binom": binomial,
+    "+": add, "-": subtract, "*": multiply, "/": divide, "ratio": divide, "^": power, "root": root, "abs": abs, "!": factorial, "binom": binomial,
     "\\bmod": of_integers(lambda a, b: a % b), "gcd": of_integers(math.gcd), "lcm": of_integers(math.lcm), "floor": whole(math.floor),
-    "ceil": whole(math.ceil), "max": lambda *x: max(map(decimal, x)), "min": lambda *x: min(map(decimal, x)), "det": determinant,
+    "ceil": whole(math.ceil), "max": lambda *x: max(map(decimal, x)), "min": lambda *x: min(map(decimal, x)),
     "percent": lambda x: divide(x, Fraction(100)), "degrees": lambda x: multiply(x, PI / 180), "sin": SIN, "cos": COS, "tan": TAN,
     "cot": lambda x: divide(COS(x), SIN(x)), "sec": lambda x: inverse(COS(x)), "csc": lambda x: inverse(SIN(x)), "ln": LN, "exp": EXP,
     "sinh": lambda x: divide(subtract(EXP(x), EXP(-x)), Fraction(2)), "cosh": lambda x: divide(add(EXP(x), EXP(-x)), Fraction(2)),
     "tanh": lambda x: divide(subtract(EXP(2 * x), EXP(-2 * x)), add(add(EXP(2 * x), EXP(-2 * x)), Fraction(2))) if x else x,
     "arcsin": real(arcsine, cmath.asin), "arctan": real(arctangent, cmath.atan),
-    "arccos": real(lambda x: PI / 2 - arcsine(x), cmath.acos), "pi": lambda: PI, "e": lambda: Decimal(1).exp(), "i": lambda: 1j,
-    "tuple": lambda *x: x}
+    "arccos": real(lambda x: PI / 2 - arcsine(x), cmath.acos), "pi": lambda: PI, "e": lambda: Decimal(1).exp(), "i": lambda: 1j}
 
 
 def evaluate(node, point, steps):
@@ -902,26 +912,23 @@ def evaluate(node, point, steps):
     if kind == "^" and node.parts[0].kind == "e":
         return EXP(evaluate(node.parts[1], point, steps))
     if kind == "opaque" or kind.startswith("call "):  # an unknown function: any number, the same one for the same operands
-        found = tuple(x if isinstance(p, str) else evaluate(p, point, steps) for p in node.parts for x in [p])
-        key = (kind, point.get(kind), *(complex(x) if type(x) is not str else x for x in _flat(found)))
-        return Fraction(hash(tuple(f"{x:.9g}" if type(x) is complex else x for x in key)) % 99991 + 1, 9973)
+        operands = itertools.chain.from_iterable(p.parts if isinstance(p, Node) and p.kind == "tuple" else (p,) for p in node.parts)
+        key = [p if isinstance(p, str) else f"{complex(evaluate(p, point, steps)):.9g}" for p in operands]
+        return Fraction(hash((kind, *key)) % 99991 + 1, 9973)
+    if kind == "det":
+        return determinant(*(tuple(evaluate(p, point, steps) for p in row.parts) for row in node.parts))
     if kind not in OPERATIONS:
         raise Unreadable(f"{kind} is not a number")
     return OPERATIONS[kind](*[evaluate(p, point, steps) for p in node.parts])
-
-
-def _flat(found):
-    return [x for item in found for x in (item if type(item) is tuple else (item,))]
 
 
 @lru_cache(4096)
 def constant(node):
     """The value of a tree without variables; None if there is none."""
     try:
-        value = None if variables(node) else evaluate(node, {}, [MAX_STEPS])
+        return None if variables(node) else evaluate(node, {}, [MAX_STEPS])
     except FAILURES:
         return None
-    return None if type(value) is tuple else value
 
 
 # ---- 3b. compare: answers -------------------------------------------------------------------------------------------
@@ -1035,11 +1042,25 @@ def equal_lists(a, b):
     return all(map(equal, a.parts, b.parts)) if "tuple" in (a.kind, b.kind) else match(a.parts, b.parts)
 
 
+def equal_ratios(a, b):
+    """1:2:3 against 2:4:6; a ratio of two is a fraction."""
+    if a.kind != b.kind or len(a.parts) == len(b.parts) == 2:
+        return equal_numbers(a, b)
+    return len(a.parts) == len(b.parts) and all(
+        equal(Node("*", (x, b.parts[0])), Node("*", (y, a.parts[0]))) for x, y in zip(a.parts, b.parts))
+
+
 def match(these, those):
-    """Each has its partner, in any order."""
+    """Each has its partner, in any order. Two that cannot be compared are no partners."""
+    def partners(x, y):
+        try:
+            return equal(x, y)
+        except FAILURES:
+            return False
+
     left = list(those)
     for x in these:
-        partner = next((i for i, y in enumerate(left) if equal(x, y)), None)
+        partner = next((i for i, y in enumerate(left) if partners(x, y)), None)
         if partner is None:
             return False
         del left[partner]
@@ -1164,7 +1185,7 @@ def equal_regions(a, b):
 
 
 COMPARISONS = ((("relation",), equal_relations), (("text",), equal_texts), (SETS, equal_regions),
-               (("matrix",), equal_matrices), (("list", "set", "tuple"), equal_lists))
+               (("matrix",), equal_matrices), (("list", "set", "tuple"), equal_lists), (("ratio",), equal_ratios))
 
 
 def points(names, count):
@@ -1249,10 +1270,14 @@ def compare(gold: str, response: str):
 
 
 def compare_cleaned(x, y):
-    if LOOSE.sub("", x) == LOOSE.sub("", y) or WHOLE_TEXT.sub(r"\1", x) == WHOLE_TEXT.sub(r"\1", y):
+    if LOOSE.sub("", x) == LOOSE.sub("", y):
         return True, "the same text but for spaces"
+    plain = [LOOSE.sub("", WHOLE_TEXT.sub(r"\1", s)) for s in (x, y)]
+    words = len(plain[0]) > 1 and (WHOLE_TEXT.fullmatch(x) or WHOLE_TEXT.fullmatch(y))
+    if plain[0] == plain[1] or words and plain[0].casefold() == plain[1].casefold():
+        return True, "the same words"
     letters = [CHOICE.fullmatch(WHOLE_TEXT.sub(r"\1", s)) for s in (x, y)]
-    if all(letters):
+    if all(letters) and not all(m[2] for m in letters):
         return letters[0][1] == letters[1][1], "letters of a choice"
     try:
         with localcontext(CONTEXT):
@@ -1274,15 +1299,18 @@ def grade(gold: str, response: str):
 MARKUP = re.compile(r"\\text\w*\{|\\boxed\{|[*_`$]")
 SUBJECT = r"(?:answer|solution|result|calculation|conclusion|problem|response)"
 VERDICT = re.compile(rf"""
-    (?P<doubt> \b(?:can(?:\s?not|'t)|could\s?n[o']t|unable\s+to|not\s+able\s+to)\s+(?:be\s+)?(?:verify|verified|confirm|confirmed)\b (?:[^.!?\n]|\.\d){{0,200}})
+    (?P<doubt> \b(?:can(?:\s?not|'t)|could\s?n[o']t|unable\s+to|not\s+able\s+to)\s+(?:be\s+)?(?:verify|verified|confirm|confirmed)\b
+              (?:[^.!?\n]|\.\d){{0,200}})
   | \b{SUBJECT}\b (?P<middle> (?:[^.!?\n,;]|\.\d|,\d|,\s+(?=which|indeed|therefore|in\s+fact)){{0,80}}?)
-    \b(?: (?P<good>correct(?:ly)?|right|accurate|valid|verified|confirmed|true|sound|checks?\s+out|holds?(?:\s+up)?(?=\W*(?:[.!\n]|$))|indeed(?=\s+[-\d\\(]))
+    \b(?: (?P<good>correct(?:ly)?|right|accurate|valid|verified|confirmed|true|sound
+                |checks?\s+out|holds?(?:\s+up)?(?=\W*(?:[.!\n]|$))|indeed(?=\s+[-\d\\(]))
       | (?P<bad>incorrect(?:ly)?|wrong|inaccurate|invalid|false|mistaken|erroneous|flawed|fails?) )\b
   | (?P<before> \b(?:is|are|was|be|n[o']t|seems|being)\s+(?:\w+\s+){{0,2}}?)
     (?:(?P<good_one>correct|right|valid)|(?P<bad_one>incorrect|wrong|invalid))\s+(?:final\s+)?{SUBJECT}\b
 """, re.I | re.X)
 NEGATION = re.compile(r"\b(?:not|never|no\s+longer|cannot|neither|hardly|fails?\s+to|far\s+from)\b|n't\b", re.I)
-CONDITION = re.compile(r"\b(?:if|whether|is|suppose|assum\w+|unless|was|check|verify|see|does)\s+(?:that\s+|if\s+)?(?:(?:the|my|this|your|our|given|final|proposed)\s+)*$", re.I)
+CONDITION = re.compile(r"\b(?:if|whether|is|suppose|assum\w+|unless|was|check|verify|see|does)\s+(?:that\s+|if\s+)?"
+                       r"(?:(?:the|my|this|your|our|given|final|proposed)\s+)*$", re.I)
 QUESTION = re.compile(r"[^.!?\n]{0,200}\?")
 
 

@@ -3,6 +3,7 @@
     python -m nanoverify.evaluate --model out/rl                    # a table, by level and family
     python -m nanoverify.evaluate --model out/rl --json             # one JSON object
     python -m nanoverify.evaluate --model out/rl --responses r.jsonl   # every graded response
+    python -m nanoverify.evaluate --model out/rl --families shopping tickets   # transfer: families no stage trains on
 
 Greedy by default. Accuracies are shares of questions; the others are shares of verifications or responses as said in
 `metrics`. None where nothing is counted (a model that never verifies has no verification accuracy).
@@ -11,7 +12,8 @@ import argparse
 import json
 
 from nanoverify.files import run, write_jsonl
-from nanoverify.problems import SOLVE_PROMPT, Problem
+from nanoverify.problems import FAMILIES, HELD_OUT, SOLVE_PROMPT, TRAINED, Problem, read_problems
+from nanoverify.problems import generate as generate_puzzles
 from nanoverify.sampler import generate
 from nanoverify.trajectory import Trajectory, as_row, parse, well_formed
 from nanoverify.verifier import agreement
@@ -110,17 +112,21 @@ def correction(trajectories: list[Trajectory]) -> Trajectory | None:
 
 
 def main(argv=None):
-    from nanoverify.stage import add_model_flags, add_question_flags, load, test_problems
+    from nanoverify.stage import add_model_flags, load, positive
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_model_flags(parser)
-    add_question_flags(parser)
+    parser.add_argument("--questions", nargs="+", metavar="FILE", help="JSONL: GSM8K, MATH or plain (default: test puzzles)")
+    parser.add_argument("--families", nargs="+", choices=tuple(FAMILIES), default=TRAINED, metavar="NAME",
+                        help=f"of the puzzles; {' and '.join(HELD_OUT)} are never trained on (default: all others)")
+    parser.add_argument("--test-count", type=positive, default=500, help="at most so many questions (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.add_argument("--responses", metavar="FILE", help="write every graded response as a JSON line")
     args = parser.parse_args(argv)
 
     model, tokenizer = load(args)
-    problems = test_problems(args)
+    problems = (read_problems(args.questions)[: args.test_count] if args.questions
+                else generate_puzzles("test", args.test_count, seed=0, families=args.families))
     rows = respond(model, tokenizer, problems, 1, args.max_new_tokens, args.temperature, args.seed, args.batch_size, "evaluate")
     trajectories = [t for row in rows for t in row]
     result = report(trajectories)

@@ -96,9 +96,11 @@ def keep_top(log_probs, top_k: int, top_p: float):
 
 
 def draw(log_probs, generator):
-    """One id per row, (B,): the first of exponential clocks with rates p to ring, without waiting for the device."""
-    clocks = torch.empty_like(log_probs).exponential_(generator=generator)
-    return (log_probs.exp() / clocks).argmax(-1)
+    """One id per row, (B,), by inverting the distribution function: the first id whose cumulative mass exceeds u."""
+    cumulative = log_probs.exp().cumsum(-1)
+    u = torch.rand(log_probs.shape[0], 1, device=log_probs.device, generator=generator)
+    # just below the total, so that rounding never leads behind the last id that has any mass
+    return torch.searchsorted(cumulative, u * cumulative[:, -1:] * (1 - 1e-6), right=True)[:, 0]
 
 
 def next_token(logits, vocab_size, temperature, top_k, top_p, generator):

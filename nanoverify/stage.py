@@ -35,7 +35,7 @@ def add_question_flags(parser):
     group = parser.add_argument_group("questions")
     group.add_argument("--questions", nargs="+", metavar="FILE", help="JSONL: GSM8K, MATH or plain (default: the built-in puzzles)")
     group.add_argument("--test-questions", nargs="+", metavar="FILE",
-                       help="JSONL to evaluate on (default: a tenth of --questions, chosen by hash; test puzzles)")
+                       help="JSONL to evaluate on (default: 15%% of --questions, chosen by hash; test puzzles)")
     group.add_argument("--test-count", type=positive, default=500, help="questions evaluated (default: %(default)s)")
 
 
@@ -65,18 +65,13 @@ def autocast(device: str):
     return torch.autocast("cpu", torch.bfloat16, enabled=torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def held_back(problem: Problem) -> bool:
-    """Is this question of a file kept for testing? A tenth, by a hash of its text."""
-    return split_of(problem.question) == "valid" or split_of("again " + problem.question) == "valid"
-
-
 def train_problems(args, count: int) -> list[Problem]:
     """At most `count` questions to learn from."""
     if not args.questions:
         return generate("train", count, args.seed)
     problems = read_problems(args.questions)
     if not args.test_questions:
-        problems = [problem for problem in problems if not held_back(problem)]
+        problems = [problem for problem in problems if split_of(problem.question) == "train"]
     return random.Random(args.seed).sample(problems, min(count, len(problems)))
 
 
@@ -85,9 +80,9 @@ def test_problems(args) -> list[Problem]:
     if args.test_questions:
         problems = read_problems(args.test_questions)
     elif args.questions:
-        problems = [problem for problem in read_problems(args.questions) if held_back(problem)]
+        problems = [problem for problem in read_problems(args.questions) if split_of(problem.question) == "test"]
         if not problems:
-            raise InputError(f"{', '.join(args.questions)}: no question falls into the tenth kept for testing; give --test-questions")
+            raise InputError(f"{', '.join(args.questions)}: no question falls into the 15% kept for testing; give --test-questions")
     else:
         return generate("test", args.test_count, seed=0)
     return random.Random(0).sample(problems, min(args.test_count, len(problems)))

@@ -5,11 +5,12 @@ import random
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 from tokenizers import Tokenizer as Raw, decoders, models, pre_tokenizers
 
 from nanoverify import pretrain
 from nanoverify.checkpoint import load_model, save_model
-from nanoverify.files import InputError
+from nanoverify.files import InputError, write_json
 from nanoverify.model import Config, Transformer
 from nanoverify.sampler import KVCache, draw, generate, keep_top, next_token, prefill, scaled_log_probs
 from nanoverify.scoring import log_probs_and_entropy
@@ -44,14 +45,16 @@ def byte_tokenizer(merges=()) -> Tokenizer:
 
 def save_policy(folder, vocab_padding=0, seed=0):
     """A random checkpoint with that tokenizer, as an ordinary folder."""
-    from types import SimpleNamespace
     raw = byte_tokenizer().raw
-    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": raw.get_vocab_size() + vocab_padding,
-              "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-              "head_dim": 8, "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
-              "tie_word_embeddings": True, "torch_dtype": "float32", "eos_token_id": raw.token_to_id("<|end|>"), "pad_token_id": None}
-    pretrain.save(tiny_model(config["vocab_size"], 1024, seed, tied=True), raw, config, SimpleNamespace(out=folder), [])
-    return folder
+    folder.mkdir()
+    raw.save(str(folder / "tokenizer.json"))
+    write_json(folder / "tokenizer_config.json", {"eos_token": "<|end|>", "pad_token": "<|pad|>", "chat_template": pretrain.CHAT_TEMPLATE})
+    model = tiny_model(raw.get_vocab_size() + vocab_padding, 1024, seed, tied=True)
+    write_json(folder / "config.json", {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "eos_token_id": raw.token_to_id("<|end|>"), "dtype": "float32",
+        **{field: value for field, value in vars(model.config).items() if field not in ("architecture", "qkv_bias", "qk_norm")}})
+    save_file({name: parameter.detach() for name, parameter in model.named_parameters()}, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
 
 
 PROMPTS = [[random.Random(n).randrange(61) for _ in range(n)] for n in (9, 1, 4, 12, 6, 4, 2)]

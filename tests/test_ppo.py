@@ -1,0 +1,371 @@
+"""The arithmetic of stage 2 against numbers worked by hand and brute force, and train_rl's steps on a tiny random model."""
+import json
+import math
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import train_rl
+from nanoverify import ppo
+from nanoverify.checkpoint import load_model
+from nanoverify.evaluate import metrics
+from nanoverify.problems import Problem
+from nanoverify.trajectory import Action, Trajectory
+from test_sampler import save_policy, tiny_model
+
+torch.set_num_threads(1)
+PROBLEM = Problem("p", "?", "6", "linear", 1)
+
+
+def made(signs: str, finished=True, tokens=2, no_verdict=()) -> Trajectory:
+    """'+-+' -> solve, verify, solve whose REWARDS have these signs, as in method.md section 6; each of `tokens` tokens."""
+    actions, right = [], False
+    for i, sign in enumerate(signs):
+        if i % 2 == 0:
+            right = sign == "+"
+        verdict = None if i in no_verdict else right if sign == "+" else not right
+        actions.append(Action("verify" if i % 2 else "solve", i * tokens, (i + 1) * tokens, "", right=right, verdict=verdict if i % 2 else None))
+    return Trajectory(PROBLEM, list(range(3, 3 + tokens * len(signs))), finished, actions)
+
+
+FOUR = [made(signs) for signs in ("++", "-+++", "--", "+--+")]
+
+
+# ---- rewards and advantages: the vectors of method.md, section 6 -----------------------------------------------------
+
+def test_rewards():
+    """Bug: a sign is flipped, a missing verdict earns something, or a cut response keeps its last reward."""
+    assert [ppo.action_rewards(t) for t in FOUR] == [[1, 1], [-1, 1, 1, 1], [-1, -1], [1, -1, -1, 1]]
+    assert [ppo.outcome_reward(t) for t in FOUR] == [1, 1, -1, -1]
+    assert ppo.action_rewards(made("-+++", no_verdict=(1, 3))) == [-1, -1, 1, -1]
+    assert ppo.action_rewards(made("++", no_verdict=(1,))) == [1, -1]
+    assert ppo.action_rewards(made("++", finished=False)) == [1, -1] and ppo.outcome_reward(made("++", finished=False)) == -1
+    assert ppo.action_rewards(made("-++", finished=False)) == [-1, 1, -1]
+
+
+def test_context_baselines_and_advantages():
+    """Bug: the context holds the action itself, only the last reward, or the position; the baseline is per response."""
+    totals = {}
+    advantages = ppo.context_advantages([ppo.action_rewards(t) for t in FOUR], totals, min_count=1)
+    assert {context: total / count for context, (total, count) in totals.items()} == {
+        (): 0, (1,): 0, (-1,): 0, (-1, 1): 1, (1, -1): -1, (-1, 1, 1): 1, (1, -1, -1): 1}
+    assert advantages == [[1, 1], [-1, 1, 0, 0], [-1, -1], [1, -1, 0, 0]]
+
+
+def test_context_totals_run_on():
+    """Bug: earlier pools are forgotten, counted twice, or a rare context gets a noisy baseline instead of 0."""
+    totals = {}
+    assert ppo.context_advantages([[1.0], [1.0]], totals, min_count=3) == [[1], [1]]  # seen twice: baseline 0
+    assert ppo.context_advantages([[-1.0, 1.0]], totals, min_count=3) == [[pytest.approx(-4 / 3), 1]]
+    assert totals == {(): [1, 3], (-1,): [1, 1]}
+    assert ppo.context_advantages([[1.0]], totals, min_count=4) == [[0.5]]
+    assert ppo.context_advantages([[1.0]], {}, min_count=1) == [[0]]
+
+
+def test_leave_one_out():
+    """Bug: the baseline contains the sample itself, or runs over the samples of other prompts."""
+    torch.testing.assert_close(ppo.leave_one_out(torch.tensor([[1.0, 1, -1, -1]])), torch.tensor([[4, 4, -4, -4]]) / 3)
+    rewards = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    expected = [[row[i] - sum(row[j] for j in range(4) if j != i) / 3 for i in range(4)] for row in rewards.tolist()]
+    torch.testing.assert_close(ppo.leave_one_out(rewards), torch.tensor(expected))
+
+
+def test_metrics_of_the_four():
+    """Bug: a metric of method.md section 5 counts other verifications or responses than it says."""
+    found = metrics(FOUR)
+    assert {key: found[key] for key in ("verification_accuracy", "error_recall", "correct_precision", "incorrect_to_correct",
+                                        "correct_to_incorrect")} == pytest.approx(
+        {"verification_accuracy": 4 / 6, "error_recall": 2 / 3, "correct_precision": 2 / 3, "incorrect_to_correct": 0.5, "correct_to_incorrect": 0.5})
+
+
+# ---- from actions to tokens -----------------------------------------------------------------------------------------
+
+def test_action_numbers_land_on_their_tokens():
+    """Bug: a reward lands a token early or late, on another action, or behind the response."""
+    t = made("+-+")
+    t.actions[0].stop, t.actions[1].start, t.actions[1].stop, t.actions[2].start = 3, 3, 4, 4  # 3, 1 and 2 tokens
+    trajectories, numbers = [t, made("+-")], [[1.0, 2.0, 3.0], [4.0, 5.0]]
+    assert ppo.spread(numbers, trajectories, 8).tolist() == [[1, 1, 1, 2, 3, 3, 0, 0], [4, 4, 5, 5, 0, 0, 0, 0]]
+    assert ppo.at_action_ends(numbers, trajectories, 8).tolist() == [[0, 0, 1, 2, 0, 3, 0, 0], [0, 4, 0, 5, 0, 0, 0, 0]]
+
+
+def test_action_without_tokens():
+    """Bug: an empty action overwrites the reward of its neighbour, or writes to the last column through index -1."""
+    t = made("+-+")
+    t.actions[0].stop = t.actions[1].start = 0
+    t.actions[1].stop = t.actions[2].start = t.actions[2].stop = 6
+    out = ppo.at_action_ends([[1.0, 2.0, 3.0]], [t], 8)
+    assert out.tolist() == [[1, 0, 0, 0, 0, 5, 0, 0]]  # no reward is lost
+    assert ppo.spread([[1.0, 2.0, 3.0]], [t], 8).tolist() == [[2] * 6 + [0, 0]]
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.95, 1.0])
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+def test_gae(gamma, lam):
+    """Bug: the recursion is off by one, the value behind the end is not 0, or padding (here NaN) leaks in."""
+    generator, lengths, T = torch.Generator().manual_seed(0), [7, 4, 1], 7
+    rewards, values = torch.randn(2, 3, T, generator=generator)
+    mask = torch.tensor([[float(t < n) for t in range(T)] for n in lengths])
+    expected = torch.zeros(3, T)
+    for b, n in enumerate(lengths):
+        value = values[b].tolist()[:n] + [0.0]
+        delta = [rewards[b, t].item() + gamma * value[t + 1] - value[t] for t in range(n)]
+        for t in range(n):
+            expected[b, t] = sum((gamma * lam) ** (k - t) * delta[k] for k in range(t, n))
+    rewards[mask == 0] = values[mask == 0] = math.nan
+    advantages, returns = ppo.gae(rewards, values, mask, gamma, lam)
+    torch.testing.assert_close(advantages, expected, atol=1e-5, rtol=0)
+    keep = mask > 0
+    torch.testing.assert_close(returns[keep], (expected + values)[keep], atol=1e-5, rtol=0)
+
+
+def test_gae_with_lambda_1_is_the_return_minus_the_value():
+    """Bug: with lambda 1 and no discount, a reward at an action's end does not reach every token before it."""
+    rewards = ppo.at_action_ends([[1.0, -1.0, 1.0]], [made("+-+")], 6)
+    advantages, _ = ppo.gae(rewards, torch.zeros(1, 6), torch.ones(1, 6), 1.0, 1.0)
+    assert advantages.tolist() == [[1, 1, 0, 0, 1, 1]]
+
+
+def test_whiten():
+    """Bug: padding counts in the mean or the variance, gets a value, or its NaN spreads over the batch."""
+    x, mask = 5 + 3 * torch.randn(4, 9, generator=torch.Generator().manual_seed(0)), torch.ones(4, 9)
+    mask[0, 5:] = mask[2, 1:] = 0
+    keep = mask > 0
+    expected = (x[keep] - x[keep].mean()) / x[keep].std(correction=0)
+    for padding in (100.0, math.nan, math.inf):
+        x[~keep] = padding
+        out = ppo.whiten(x, mask)
+        torch.testing.assert_close(out[keep], expected, atol=1e-4, rtol=0)
+        assert (out[~keep] == 0).all()
+    assert torch.isfinite(ppo.whiten(torch.ones(2, 3), torch.ones(2, 3))).all()
+
+
+def test_explained_variance():
+    """Bug: perfect values do not give 1, constant ones 0; padding counts; no variance divides by 0."""
+    returns, mask = torch.randn(3, 6, generator=torch.Generator().manual_seed(0)), torch.ones(3, 6)
+    mask[1, 2:] = 0
+    values = returns.clone()
+    values[mask == 0] = math.nan
+    assert ppo.explained_variance(values, returns, mask) == 1.0
+    assert ppo.explained_variance(torch.full((3, 6), 7.0), returns, mask) == pytest.approx(0.0, abs=1e-6)
+    assert ppo.explained_variance(returns + 2, returns, mask) == pytest.approx(1.0, abs=1e-6)
+    assert ppo.explained_variance(-returns, returns, mask) == pytest.approx(-3.0, abs=1e-5)
+    assert ppo.explained_variance(values, torch.ones(3, 6), mask) == 0.0
+
+
+# ---- losses ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("A", [1.0, -1.0])
+def test_one_step_moves_the_log_prob_as_the_advantage_says(A, seed):
+    """Bug: the sign of the loss, the fault of the released code: good responses are pushed down."""
+    logits = torch.randn(6, 9, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+    ids = torch.randint(0, 9, (6, 1), generator=torch.Generator().manual_seed(seed))
+    before = logits.log_softmax(-1).gather(1, ids)[:, 0]
+    ppo.ppo_loss(before, before.detach(), torch.full((6,), A), 0.2, 0.2)[0].backward()
+    after = (logits - 0.1 * logits.grad).log_softmax(-1).gather(1, ids)[:, 0]
+    assert ((after - before) * A > 0).all()
+
+
+@pytest.mark.parametrize("A", [1.5, -1.5])
+@pytest.mark.parametrize("ratio", [0.5, 0.79, 0.81, 1.0, 1.29, 1.31, 2.0])
+def test_clipping(ratio, A):
+    """Bug: max for min, or the wrong end of the band: the gradient is 0 exactly where the move has gone far enough in A's direction."""
+    old = torch.tensor([-2.0])
+    new = (old + math.log(ratio)).requires_grad_()
+    loss, signs = ppo.ppo_loss(new, old, torch.tensor([A]), 0.2, 0.3)
+    loss.backward()
+    enough = ratio > 1.3 if A > 0 else ratio < 0.8
+    assert new.grad.item() == pytest.approx(0.0 if enough else -ratio * A, rel=1e-5)
+    assert loss.item() == pytest.approx(-min(ratio * A, min(max(ratio, 0.8), 1.3) * A), rel=1e-5)
+    assert (signs["clipped_low"], signs["clipped_high"]) == (int(A < 0 and enough), int(A > 0 and enough))
+    assert signs["approx_kl"] == pytest.approx(ratio - 1 - math.log(ratio), abs=1e-5)
+    assert signs["ratio_min"] == signs["ratio_max"] == pytest.approx(ratio, rel=1e-5)
+
+
+def test_first_pass_has_ratio_1():
+    """Bug: the vital signs show movement where nothing has moved; the loss is not a plain sum over the tokens."""
+    new, A = torch.randn(50).requires_grad_(), torch.randn(50)
+    loss, signs = ppo.ppo_loss(new, new.detach().clone(), A, 0.2, 0.2)
+    assert signs == {"approx_kl": 0, "clipped_low": 0, "clipped_high": 0, "ratio_min": 1, "ratio_max": 1}
+    assert loss.item() == pytest.approx(-A.sum().item(), abs=1e-4)
+
+
+def test_far_ratios_stay_finite():
+    """Bug: exp overflows, and one token makes the whole step NaN."""
+    new = torch.tensor([0.0, -500.0]).requires_grad_()
+    loss, _ = ppo.ppo_loss(new, torch.tensor([-500.0, 0.0]), torch.tensor([-1.0, 1.0]), 0.2, 0.2)
+    loss.backward()
+    assert loss.isfinite() and new.grad.isfinite().all()
+
+
+def test_value_loss():
+    """Bug: min for max, or clipping about the new values; a value that has gone far enough towards the return still gets a gradient."""
+    old, returns = torch.tensor([0.0, 0.0, 0.0, 0.0]), torch.tensor([1.0, 1.0, 1.0, 0.1])
+    new = torch.tensor([0.1, 0.5, -0.5, 0.5]).requires_grad_()
+    loss = ppo.value_loss(new, old, returns, clip=0.2)
+    loss.backward()
+    assert loss.item() == pytest.approx(0.5 * (0.9 ** 2 + 0.8 ** 2 + 1.5 ** 2 + 0.4 ** 2))
+    assert new.grad.tolist() == pytest.approx([-0.9, 0.0, -1.5, 0.4])
+
+
+# ---- train_rl -------------------------------------------------------------------------------------------------------
+
+def settings(**changes):
+    """Fields of train_rl's arguments that its steps use."""
+    return SimpleNamespace(**{**dict(device="cpu", micro_tokens=8192, temperature=0.8, clip_low=0.2, clip_high=0.2, minibatches=1, epochs=1,
+                                     reward="both", advantage="group", min_count=1, beta=0.0, gamma=1.0, lam=0.95, shuffle_rewards=False,
+                                     samples=2), **changes})
+
+
+@pytest.fixture
+def fp32(monkeypatch):
+    """The same arithmetic on processors with and without bf16."""
+    monkeypatch.setattr(train_rl, "autocast", lambda device: torch.autocast("cpu", enabled=False))
+
+
+class Rollout:
+    """Eight made-up responses to prompts of different lengths, and a model to train on them."""
+
+    def __init__(self, lr, args, advantages=None, value_head=None, seed=0):
+        rng = random.Random(seed)
+        self.model, self.args, self.tokenizer, self.value_head = tiny_model(vocab_size=64, seed=seed), args, SimpleNamespace(vocab_size=61), value_head
+        self.trajectories = [made("+-+-"[: rng.randint(1, 4)], tokens=rng.randint(1, 6)) for _ in range(8)]
+        for t in self.trajectories:
+            t.ids[:] = [rng.randrange(61) for _ in t.ids]
+        self.prompts = [[rng.randrange(61) for _ in range(rng.randint(1, 9))] for _ in range(8)]
+        self.old = self.score()
+        self.mask = torch.tensor([[float(t < len(x.ids)) for t in range(self.old.shape[2])] for x in self.trajectories])
+        self.advantages = self.mask * (torch.ones(8, 1) if advantages is None else advantages)
+        parameters = [*self.model.parameters(), *(value_head.parameters() if value_head else ())]
+        self.optimizer = torch.optim.SGD(parameters, lr=lr)
+
+    def score(self):
+        return train_rl.score(self.model, self.tokenizer, self.prompts, self.trajectories, self.args, self.value_head)
+
+    def update(self, returns=None):
+        return train_rl.update(self.model, self.value_head, self.optimizer, self.tokenizer, self.prompts, self.trajectories, self.advantages,
+                               self.old, returns, self.args, random.Random(1))
+
+
+def test_score_equals_each_response_alone(fp32):
+    """Bug: score puts a log-prob, entropy or value into another row or column, takes T = 1, or counts ids the tokenizer lacks."""
+    head = torch.nn.Linear(32, 1)
+    r = Rollout(0.0, settings(micro_tokens=30), value_head=head)
+    for b, (prompt, t) in enumerate(zip(r.prompts, r.trajectories)):
+        with torch.no_grad():
+            hidden = r.model.hidden(torch.tensor([prompt + t.ids]))[0, len(prompt) - 1: -1]
+            log_probs = (r.model.lm_head(hidden)[:, :61] / 0.8).log_softmax(-1)
+            n = len(t.ids)
+            expected = torch.stack([log_probs[range(n), t.ids], -(log_probs.exp() * log_probs).sum(-1), head(hidden)[:, 0]])
+        torch.testing.assert_close(r.old[:, b, :n], expected, atol=1e-4, rtol=0)
+        assert (r.old[:, b, n:] == 0).all()
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_before_the_first_update_the_ratio_is_exactly_1(bf16, monkeypatch):
+    """Bug: old and new log-probs come from different functions, dtypes, modes or temperatures."""
+    monkeypatch.setattr(train_rl, "autocast", lambda device: torch.autocast("cpu", torch.bfloat16, enabled=bf16))
+    signs = Rollout(0.1, settings()).update()
+    assert signs["ratio_min"] == signs["ratio_max"] == 1 and signs["approx_kl"] == 0 and signs["grad_norm"] > 0
+
+
+def test_learning_rate_0_moves_nothing(fp32):
+    """Bug: with several minibatches and epochs, something other than the optimizer changes the policy or pairs the wrong rows."""
+    r = Rollout(0.0, settings(minibatches=3, epochs=2, micro_tokens=40))
+    signs = r.update()
+    assert signs["approx_kl"] == pytest.approx(0, abs=1e-6) and signs["clipped_low"] == signs["clipped_high"] == 0
+    assert signs["ratio_min"] == pytest.approx(1, abs=1e-4) and signs["ratio_max"] == pytest.approx(1, abs=1e-4)
+    torch.testing.assert_close(r.score(), r.old)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("A", [1.0, -1.0])
+def test_an_update_moves_the_log_probs_as_the_advantages_say(A, seed, fp32):
+    """Bug: the sign, or advantages that meet the tokens of other responses: half of the responses have A, the others 0."""
+    chosen = torch.tensor([1.0, 0, 0, 1, 1, 0, 1, 0])[:, None]
+    r = Rollout(0.02, settings(micro_tokens=40), advantages=A * chosen, seed=seed)
+    r.update()
+    change = ((r.score() - r.old)[0] * r.mask).sum(1)
+    assert (A * change[chosen[:, 0] > 0]).sum() > 0 and (A * change[chosen[:, 0] > 0]).min() > 0
+
+
+def test_gradient_does_not_depend_on_the_micro_batch(fp32):
+    """Bug: losses are means of means: responses in small or short micro-batches weigh more; gradients are not summed."""
+    norms, weights = [], []
+    for micro_tokens in (1, 60, 8192):
+        r = Rollout(0.1, settings(micro_tokens=micro_tokens), advantages=torch.linspace(-1, 2, 8)[:, None])
+        norms.append(r.update()["grad_norm"])
+        weights.append(torch.cat([p.detach().flatten() for p in r.model.parameters()]))
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-4)
+    torch.testing.assert_close(weights[1], weights[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(weights[2], weights[0], atol=1e-5, rtol=0)
+
+
+def test_value_head_learns_the_returns(fp32):
+    """Bug: values are compared with the returns of other tokens, or the value loss pushes away from them."""
+    head = torch.nn.Linear(32, 1)
+    r = Rollout(0.05, settings(epochs=8), advantages=torch.zeros(8, 1), value_head=head)
+    returns = r.old[2] + 0.15 * torch.randn(r.old[2].shape, generator=torch.Generator().manual_seed(0)) * r.mask + 0.1 * r.mask
+    before = ((r.old[2] - returns) * r.mask).pow(2).sum()
+    signs = r.update(returns)
+    assert ((r.score()[2] - returns) * r.mask).pow(2).sum() < before and signs["value_loss"] > 0
+
+
+def test_advantages_of_outcome_and_process():
+    """Bug: outcome advantages mix prompts, process advantages land on other actions, or `both` is not their sum."""
+    trajectories, width = [made("++"), made("--"), made("-+++"), made("+--+")], 8
+    mask = torch.tensor([[float(t < len(x.ids)) for t in range(width)] for x in trajectories])
+    kl = 0.5 * torch.ones(4, width)
+    found = {reward: train_rl.advantages_of(trajectories, kl, None, mask, {}, settings(reward=reward, beta=0.1), random.Random(0))[0] for reward in
+             ("outcome", "process", "both")}
+    two = lambda *values: [v for v in values for _ in range(2)] + [0] * (width - 2 * len(values))
+    outcome = torch.tensor([two(2, 2), two(-2, -2), two(2, 2, 2, 2), two(-2, -2, -2, -2)], dtype=torch.float)
+    process = torch.tensor([two(1, 1), two(-1, -1), two(-1, 1, 0, 0), two(1, -1, 0, 0)], dtype=torch.float)
+    torch.testing.assert_close(found["outcome"], (outcome - 0.05) * mask)  # beta pulls towards the reference: minus
+    torch.testing.assert_close(found["process"], (process - 0.05) * mask)
+    torch.testing.assert_close(found["both"], (outcome + process - 0.05) * mask)
+
+
+@pytest.mark.parametrize("reward, last", [("outcome", [0, 1.0]), ("process", [1.0, -1.0]), ("both", [1.0, 0.0])])
+def test_rewards_for_gae(reward, last, monkeypatch):
+    """Bug: the outcome does not go to the last action's last token, or the KL is added instead of taken away."""
+    seen = []
+    monkeypatch.setattr(ppo, "gae", lambda rewards, *rest: seen.append(rewards) or (rewards, rewards))
+    train_rl.advantages_of([made("+-")], torch.ones(1, 4), torch.zeros(1, 4), torch.ones(1, 4), {},
+                           settings(reward=reward, advantage="gae", beta=0.25), random.Random(0))
+    torch.testing.assert_close(seen[0], torch.tensor([[0, last[0], 0, last[1]]]) - 0.25)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_shuffled_rewards_keep_their_multiset(seed, monkeypatch):
+    """Bug: the control loses, repeats or invents rewards, leaves them in place, or changes the number per response."""
+    trajectories, seen = FOUR * 5, {}
+    plain = [ppo.action_rewards(t) for t in trajectories]
+    monkeypatch.setattr(ppo, "context_advantages", lambda actions, *rest: seen.setdefault("process", actions))
+    monkeypatch.setattr(ppo, "leave_one_out", lambda outcomes: seen.setdefault("outcome", outcomes))
+    train_rl.advantages_of(trajectories, torch.zeros(20, 8), None, torch.ones(20, 8), {}, settings(shuffle_rewards=True), random.Random(seed))
+    assert [len(row) for row in seen["process"]] == [len(row) for row in plain] and seen["process"] != plain
+    assert sorted(sum(seen["process"], [])) == sorted(sum(plain, []))
+    outcomes = [ppo.outcome_reward(t) for t in trajectories]
+    assert sorted(seen["outcome"].flatten().tolist()) == sorted(outcomes) and seen["outcome"].flatten().tolist() != outcomes
+
+
+@pytest.mark.parametrize("flags", [[], ["--advantage", "gae", "--beta", "0.1", "--reward", "outcome"]])
+def test_whole_run_with_learning_rate_0(flags, tmp_path, capsys):
+    """Bug: the parts do not fit together; a run that must move nothing saves other weights; the log lacks its vital signs."""
+    save_policy(tmp_path / "policy", vocab_padding=5)
+    train_rl.main(["--model", str(tmp_path / "policy"), "--out", str(tmp_path / "out"), "--steps", "2", "--prompts", "2", "--samples", "2",
+                   "--max-new-tokens", "6", "--test-count", "2", "--count", "5", "--lr", "0", "--device", "cpu", *flags])
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    for line in lines:
+        assert line["approx_kl"] == pytest.approx(0, abs=1e-3) and line["clipped_low"] == line["clipped_high"] == 0
+        assert line["reward"] == -1 and line["truncated"] > 0.5 and line["kl_to_reference"] == pytest.approx(0, abs=1e-3)
+        assert {"entropy", "grad_norm", "groups_without_spread", "tokens", "first_accuracy", "seconds_rollout"} <= line.keys()
+    before, after = (dict(load_model(tmp_path / name).named_parameters()) for name in ("policy", "out"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    start, end = json.loads((tmp_path / "out" / "evaluation.json").read_text())["columns"].values()
+    assert start == end and start["count"] == 2  # evaluation is repeatable

@@ -1,0 +1,239 @@
+"""Puzzles: who may see them, and whether their answers are right, by arithmetic written for this test; readers of published files."""
+import collections
+import json
+import random
+import re
+
+import pytest
+
+from nanoverify import pretrain
+from nanoverify.files import InputError
+from nanoverify.problems import FAMILIES, HELD_OUT, LEVELS, SOLVE_PROMPT, TRAINED, generate, puzzle, read_problems, split_of
+
+CELLS = [(family, level) for family in FAMILIES for level in LEVELS]
+
+
+@pytest.fixture(scope="module")
+def puzzles():
+    """[(family, level, split, numbers, problem)], 300 of each family and level."""
+    rng = random.Random(0)
+    return [(family, level, *puzzle(rng, family, level)) for family, level in CELLS for _ in range(300)]
+
+
+def solutions(family, n):
+    """All answers that fit the numbers, by trying everything from 0 to 200."""
+    fits = {
+        "linear": lambda x: n["a"] + n["b"] * x == n["c"],
+        "both_sides": lambda x: n["b"] * x - n["a"] == n["d"] * x + n["e"],
+        "rabbits": lambda x: any(x + y == n["h"] and 4 * x + 2 * y == n["l"] for y in range(200)),
+        "stamps": lambda x: any(x + y == n["n"] and n["p"] * x + n["q"] * y == n["v"] for y in range(200)),
+        "ages": lambda x: (x + n["t"]) + (x + n["d"] + n["t"]) == n["s"],
+        "sum_product": lambda x: any(x >= y and x + y == n["s"] and x * y + n["b"] == n["p"] for y in range(200)),
+        "rectangle": lambda x: x * (x + n["d"]) + n.get("b", 0) == n["a"],
+        "square": lambda x: x ** 2 + n["b"] == n["c"],
+        "consecutive": lambda x: x + (x + 1) + (x + 2) + n["b"] == n["c"],
+        "remainder": lambda x: n["low"] <= x <= n["high"] and x % n["m"] == n["r"] and x % n["n"] == n["s"],
+        "shopping": lambda x: n["a"] * x + n["b"] * (x + n["d"]) == n["c"],
+    }
+    fits["tickets"] = fits["stamps"]
+    return [x for x in range(201) if fits[family](x)]
+
+
+def value(side):
+    """'170 + 51' or '5 * 10 + 3' -> a number."""
+    total = 0
+    for sign, product in re.findall(r"([+-]?)\s*(\d+(?: \* \d+)*)", side):
+        term = 1
+        for factor in product.split(" * "):
+            term *= int(factor)
+        total += -term if sign == "-" else term
+    return total
+
+
+# ---- the generator --------------------------------------------------------------------------------------------------
+
+def test_answer_is_the_only_one(puzzles):
+    """Bug: the gold answer is wrong, or a second number fits as well (remainders beyond their range, the smaller of two numbers)."""
+    for family, _, _, numbers, problem in puzzles:
+        assert solutions(family, numbers) == [int(problem.answer)], problem
+
+
+def test_question_shows_the_numbers(puzzles):
+    """Bug: a wording leaves out a number that the answer depends on, or a placeholder stays."""
+    for family, _, _, numbers, problem in puzzles:
+        assert not re.search(r"[{}]", problem.question)
+        shown = collections.Counter(map(int, re.findall(r"\d+", problem.question)))
+        assert set(shown) == set(numbers.values()) and problem.question.endswith("?"), problem
+
+
+def test_checks_say_what_is_so(puzzles):
+    """Bug: a worked check miscalculates, passes answer + 1, or fails the answer; the policy would learn it."""
+    for family, _, _, numbers, problem in puzzles:
+        if family == "tickets":
+            continue  # nobody is taught it
+        answer = int(problem.answer)
+        for x in (answer, answer + 1, max(answer - 1, 0), answer + 10):
+            text = " ".join(pretrain.check_steps(family, numbers, x))
+            for statement in re.findall(r"\d[\d +*-]*(?: = [\d +*-]*\d)+", text):
+                sides = [value(side) for side in statement.split(" = ")]
+                assert len(set(sides)) == 1, text
+            for wanted, found in re.findall(r"It should be (\d+), not (\d+)", text):
+                assert wanted != found
+            fails = bool(re.search(r"\bnot\b|more than", text))
+            assert fails == (x != answer), f"{problem}: {text}"
+
+
+def test_times():
+    """Bug: a product of two-digit numbers is split wrongly."""
+    for a in range(0, 130):
+        for b in (0, 1, 7, 9, 10, 13, 40, 99):
+            sides = pretrain.times(a, b).rstrip(".").split(" = ")
+            assert {value(side) for side in sides} == {a * b}
+
+
+def test_splits_are_by_numbers(puzzles):
+    """Bug: the same puzzle in other words or with other names is trained on and tested on."""
+    seen, wordings = {}, collections.defaultdict(set)
+    rng = random.Random(1)
+    more = [(family, level, *puzzle(rng, family, level)) for family in FAMILIES for level in (1, 2) for _ in range(1500)]
+    for family, _, split, numbers, problem in puzzles + more:
+        key = (family, *sorted(numbers.items()))
+        assert seen.setdefault(key, (split, problem.id)) == (split, problem.id)
+        wordings[key].add(problem.question)
+    ids = collections.Counter(id for _, id in seen.values())
+    assert max(ids.values()) == 1  # one id, one puzzle
+    assert sum(len(w) > 1 for w in wordings.values()) > 1000
+
+
+def test_generated_splits_never_meet():
+    """Bug: train and test share a puzzle for some pair of seeds."""
+    sets = {(split, seed): generate(split, count, seed) for split, count in (("train", 3000), ("test", 600), ("valid", 200)) for seed in (0, 1)}
+    for what in (lambda p: p.id, lambda p: p.question):
+        by_split = {split: {what(p) for s in (0, 1) for p in sets[split, s]} for split in ("train", "test", "valid")}
+        assert not by_split["train"] & by_split["test"] and not by_split["train"] & by_split["valid"] and not by_split["test"] & by_split["valid"]
+    for (split, _), problems in sets.items():
+        assert len({p.id for p in problems}) == len(problems)
+        assert {p.family for p in problems} == set(TRAINED)
+
+
+def test_split_shares():
+    """Bug: the hash favours one split, or changes with the process (as Python's own hash does)."""
+    counts = collections.Counter(split_of(f"text {i}") for i in range(10_000))
+    assert abs(counts["train"] - 8000) < 200 and abs(counts["valid"] - 500) < 110 and abs(counts["test"] - 1500) < 180
+    assert [split_of(text) for text in ("linear", "\ud800", "x", "y", "zz")] == [split_of(text) for text in ("linear", "\ud800", "x", "y", "zz")]
+    assert split_of("a"), split_of("") in ("train", "valid", "test")
+
+
+def test_generator_is_deterministic():
+    """Bug: the same seed gives other puzzles, or reads the global generator."""
+    random.seed(1)
+    first = generate("train", 200, seed=3)
+    random.seed(2)
+    assert generate("train", 200, seed=3) == first != generate("train", 200, seed=4)
+
+
+def test_shares_of_families_and_levels():
+    """Bug: a family or level is missing from a split, or crowds out the others."""
+    for split in ("train", "test"):
+        counts = collections.Counter((p.family, p.level) for p in generate(split, 550, seed=0))
+        assert set(counts) == {(family, level) for family in TRAINED for level in LEVELS}
+        assert max(counts.values()) <= 2.5 * 550 / len(counts)
+
+
+def test_thousands_exist():
+    """Bug: ranges are so small that the generator runs dry, repeats itself, or never ends."""
+    problems = generate("train", 8000, seed=0)
+    assert len({p.question for p in problems}) == 8000
+    with pytest.raises(InputError, match="distinct test puzzles exist for linear"):
+        generate("test", 10 ** 6, seed=0, families=("linear",))
+
+
+def test_held_out_families():
+    """Bug: a family for measuring transfer is trained on."""
+    assert len(TRAINED) >= 8 and len(HELD_OUT) >= 1 and not set(TRAINED) & set(HELD_OUT) and set(TRAINED) | set(HELD_OUT) == set(FAMILIES)
+    assert "tickets" not in pretrain.FAMILIES  # not even the shipped policy has met it
+    assert {p.family for p in generate("test", 40, seed=0, families=HELD_OUT)} == set(HELD_OUT)
+
+
+# ---- readers --------------------------------------------------------------------------------------------------------
+
+def write(path, *rows):
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+def test_gsm8k(tmp_path):
+    """Bug: the gold answer is the whole solution, or a number from its middle."""
+    path = write(tmp_path / "gsm.jsonl", {"question": " Natalia sold 48 clips in April and half as many in May. How many? ",
+                                          "answer": "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\nAltogether 48+24 = <<48+24=72>>72.\n#### 72"})
+    (problem,) = read_problems([path])
+    assert (problem.answer, problem.family, problem.level, problem.id) == ("72", "gsm", None, "gsm-1")
+    assert problem.question.startswith("Natalia") and problem.question.endswith("How many?") and "Natalia" in SOLVE_PROMPT.format(question=problem.question)
+
+
+def test_math(tmp_path):
+    """Bug: the box is cut at its first brace; level and type are lost; the answer field of MATH-500 is passed over."""
+    path = write(tmp_path / "math.jsonl",
+                 {"problem": "Half?", "level": "Level 5", "type": "Algebra", "solution": "So $x = \\boxed{\\frac{1}{2}}$."},
+                 {"problem": "Third?", "level": 3, "subject": "Algebra", "answer": "\\frac{1}{3}", "solution": "\\boxed{9}", "unique_id": "test/a/1.json"},
+                 {"problem": "What?", "level": "Level ?", "type": "Geometry", "solution": "\\boxed{4} and so \\boxed{5}"})
+    first, second, third = read_problems([path])
+    assert (first.answer, first.level, first.family) == ("\\frac{1}{2}", 5, "Algebra")
+    assert (second.answer, second.level, second.id) == ("\\frac{1}{3}", 3, "test/a/1.json")
+    assert (third.answer, third.level) == ("5", None)
+
+
+def test_plain(tmp_path):
+    """Bug: numbers as answers, a BOM, CRLF, blank lines or a second file upset the reader."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"question": "1 + 1?", "answer": 2}\r\n\r\n{"question": "Zero?", "answer": 0, "id": 7, "family": "f", "level": 2}\r\n')
+    found = read_problems([path, write(tmp_path / "b.jsonl", {"question": "é?", "answer": "x = 1"})])
+    assert [(p.id, p.answer, p.family, p.level) for p in found] == [("a-1", "2", "a", None), ("7", "0", "f", 2), ("b-1", "x = 1", "b", None)]
+
+
+GOOD = {"question": "1 + 1?", "answer": "2"}
+
+
+@pytest.mark.parametrize("row, reason", [
+    ("{", "not valid JSON"),
+    ("[1]", "expected a JSON object"),
+    ('"text"', "expected a JSON object"),
+    ({"answer": "2"}, "question"),
+    ({"question": "  ", "answer": "2"}, "question"),
+    ({"question": ["1"], "answer": "2"}, "question"),
+    ({"question": "1?"}, "answer"),
+    ({"question": "1?", "answer": None}, "answer"),
+    ({"question": "1?", "answer": True}, "answer"),
+    ({"question": "1?", "answer": ["2"]}, "answer"),
+    ({"question": "1?", "answer": " "}, "answer"),
+    ({"problem": "1?", "solution": ""}, "answer"),
+    ({"question": "1?", "answer": "2", "id": "same"}, "same"),
+])
+def test_bad_rows(row, reason, tmp_path):
+    """Bug: a bad row is skipped, guessed at, or named by the wrong line."""
+    path = write(tmp_path / "bad.jsonl", {**GOOD, "id": "same"}, "", row, GOOD)
+    with pytest.raises(InputError) as error:
+        read_problems([path])
+    assert str(error.value).startswith(f"{path}:3: ") and reason in str(error.value) and "\n" not in str(error.value)
+
+
+def test_bad_files(tmp_path):
+    """Bug: a missing, empty or binary file gives a traceback, or nothing to train on."""
+    for path, reason in ((tmp_path / "none.jsonl", "none.jsonl"), (tmp_path, "cannot be read"), (write(tmp_path / "empty.jsonl", "", " "), "no questions")):
+        with pytest.raises(InputError, match=reason):
+            read_problems([path])
+    (tmp_path / "binary.jsonl").write_bytes(b'{"question": "1?", "answer": "2"}\n{"question": "\xff\xfe"}')
+    with pytest.raises(InputError, match="binary.jsonl:2: .*UTF-8"):
+        read_problems([tmp_path / "binary.jsonl"])
+
+
+@pytest.mark.parametrize("row", ['{"question": "\\ud800?", "answer": "2"}', '{"question": "?", "answer": "2", "level": "\\u00b2"}',
+                                 '{"question": "?", "answer": "2", "level": ' + "9" * 4000 + "}", "[" * 100_000])
+def test_hostile_rows_are_no_crash(row, tmp_path):
+    """Bug: half a surrogate pair, a superscript as level, an endless number or a deep nest ends in a traceback, here or in the tokenizer."""
+    try:
+        for problem in read_problems([write(tmp_path / "a.jsonl", row)]):
+            problem.question.encode()  # what a tokenizer needs
+            assert problem.level is None or problem.level < 10 ** 9
+    except InputError as error:
+        assert f"{tmp_path / 'a.jsonl'}:1: " in str(error)

@@ -1,0 +1,209 @@
+"""Log-probs, entropies, divergences and masks against torch's own functions and transformers' gradients."""
+import json
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+
+import train_sft
+from nanoverify import scoring
+from nanoverify.checkpoint import save_model
+from nanoverify.files import write_jsonl
+from nanoverify.problems import SOLVE_PROMPT
+from nanoverify.scoring import kl_divergence, log_probs_and_entropy, micro_batches, pad
+from nanoverify.tokenizer import Tokenizer
+from nanoverify.trajectory import RECHECK, RETRY, compose
+from nanoverify.verifier import VERDICTS, Verification
+from test_sampler import save_policy, tiny_model
+
+torch.set_num_threads(1)
+V, REAL = 40, 37  # rows of the weight matrix, ids that the tokenizer knows
+
+
+def inputs(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    hidden, weight = torch.randn(23, 16, generator=generator), torch.randn(V, 16, generator=generator)
+    weight[REAL:] *= 10  # untrained rows can be anything
+    return hidden.requires_grad_(), weight.requires_grad_(), torch.randint(0, REAL, (23,), generator=generator)
+
+
+# ---- numbers of one distribution ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+def test_log_probs_and_entropy(temperature):
+    """Bug: the temperature is missing or inverted, padding of the vocabulary counts, or the entropy is of the sampled ids alone."""
+    hidden, weight, ids = inputs()
+    log_probs, entropy = log_probs_and_entropy(hidden, weight, ids, REAL, temperature)
+    logits = (hidden @ weight.T)[:, :REAL] / temperature
+    torch.testing.assert_close(log_probs, -F.cross_entropy(logits, ids, reduction="none"))
+    torch.testing.assert_close(entropy, torch.distributions.Categorical(logits=logits).entropy())
+    assert not entropy.requires_grad and log_probs.dtype == torch.float32
+
+
+def test_padding_of_the_vocabulary_gets_no_gradient():
+    """Bug: training pushes ids that do not exist, or their log-prob of -inf makes gradients NaN."""
+    hidden, weight, ids = inputs()
+    log_probs_and_entropy(hidden, weight, ids, REAL)[0].sum().backward()
+    assert (weight.grad[REAL:] == 0).all() and weight.grad.isfinite().all() and hidden.grad.isfinite().all() and weight.grad[:REAL].abs().min() > 0
+
+
+def test_half_precision_states_are_scored_in_fp32():
+    """Bug: under autocast, logits of bf16 states are rounded to 3 digits before the softmax."""
+    hidden, weight, ids = inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = log_probs_and_entropy(hidden.bfloat16(), weight, ids, REAL)
+    torch.testing.assert_close(found, log_probs_and_entropy(hidden.bfloat16().float(), weight, ids, REAL)[0])
+
+
+@pytest.mark.parametrize("rows", [1, 4, 22])
+def test_chunks_change_nothing(rows, monkeypatch):
+    """Bug: slices are joined in the wrong order, the last short one is lost, or the weight's gradient is that of one slice."""
+    def results():
+        hidden, weight, ids = inputs()
+        other, other_weight, _ = inputs(seed=1)
+        log_probs, entropy = log_probs_and_entropy(hidden, weight, ids, REAL, 0.7)
+        kl = kl_divergence(hidden, weight, other.detach(), other_weight.detach(), REAL)
+        (torch.linspace(-1, 1, 23) * log_probs + kl).sum().backward()
+        return log_probs.detach(), entropy, kl.detach(), hidden.grad, weight.grad
+    whole = results()
+    monkeypatch.setattr(scoring, "LOGITS", rows * V)
+    for found, expected in zip(results(), whole):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_kl_divergence():
+    """Bug: KL(base || policy) instead of KL(policy || base), the sampled ids alone, or NaN from vocabulary padding."""
+    hidden, weight, _ = inputs()
+    base_hidden, base_weight, _ = (x.detach() for x in inputs(seed=1))
+    assert kl_divergence(hidden, weight, hidden.detach(), weight.detach(), REAL).abs().max() < 1e-5
+    found = kl_divergence(hidden, weight, base_hidden, base_weight, REAL)
+    log_p, log_q = ((h @ w.T)[:, :REAL].log_softmax(-1) for h, w in ((hidden, weight), (base_hidden, base_weight)))
+    expected = F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1)  # torch's first argument is q
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+    grads = [torch.autograd.grad(kl.sum(), (hidden, weight), retain_graph=True) for kl in (found, expected)]
+    for ours, theirs in zip(*grads):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+# ---- rows and masks -------------------------------------------------------------------------------------------------
+
+def test_pad_by_hand():
+    """Bug: the shift by one: logits at t predict token t + 1, so the LAST prompt position predicts the first response token."""
+    ids, select = pad([([5, 6, 7], [1, 2]), ([8], [3, 4, 9, 2])], [[1, 1], [0, 1, 0, 1]], "cpu")
+    assert ids.tolist() == [[5, 6, 7, 1, 2], [8, 3, 4, 9, 2]]
+    assert select.int().tolist() == [[0, 0, 1, 1], [0, 1, 0, 1]]
+    assert ids[:, 1:][select].tolist() == [1, 2, 4, 2]
+    ids, select = pad([([5], [1]), ([8, 8], [3, 4])], [[1], [1, 1]], "cpu")
+    assert ids.tolist() == [[5, 1, 0, 0], [8, 8, 3, 4]] and select.int().tolist() == [[1, 0, 0], [0, 1, 1]]
+
+
+def test_micro_batches():
+    """Bug: a response is lost or repeated, the padded size exceeds the budget, or one long response alone is dropped."""
+    rng = random.Random(0)
+    for budget in (1, 50, 100, 1000, 10 ** 6):
+        lengths = [rng.randint(1, 80) for _ in range(60)]
+        groups = micro_batches(lengths, budget)
+        assert sorted(sum(groups, [])) == list(range(60))
+        assert all(len(group) == 1 or len(group) * max(lengths[i] for i in group) <= budget for group in groups)
+        assert max(lengths) in [lengths[i] for i in groups[0]]  # memory runs out at once or never
+    assert len(groups) == 1 and micro_batches([], 10) == []
+
+
+ROWS = [([n + 1, 3, 5][: 1 + n % 3], [random.Random(10 * n + i).randrange(REAL) for i in range(2 + n)]) for n in range(8)]
+MASKS = [[random.Random(99 * n + i).random() < 0.6 for i in range(2 + n)] for n in range(8)]
+
+
+def gradients(model, budget):
+    """Mean loss over all learned tokens of ROWS, in micro-batches, as train_sft does it."""
+    model.zero_grad()
+    learned, total = sum(map(sum, MASKS)), 0.0
+    for part in micro_batches([len(p) + len(r) for p, r in ROWS], budget):
+        ids, select = pad([ROWS[i] for i in part], [MASKS[i] for i in part], "cpu")
+        log_probs, _ = log_probs_and_entropy(model.hidden(ids[:, :-1])[select], model.lm_head.weight, ids[:, 1:][select], REAL)
+        loss = -log_probs.sum() / learned
+        loss.backward()
+        total += loss.item()
+    return total, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def test_gradient_does_not_depend_on_the_micro_batch():
+    """Bug: means of means: 1 x 8 and 8 x 1 give different gradients."""
+    model = tiny_model(vocab_size=V)
+    whole, alone, mixed = gradients(model, 10 ** 6), gradients(model, 1), gradients(model, 20)
+    for other in (alone, mixed):
+        assert other[0] == pytest.approx(whole[0], abs=1e-5)
+        for name in whole[1]:
+            torch.testing.assert_close(other[1][name], whole[1][name], atol=1e-5, rtol=0)
+
+
+def test_masked_gradient_equals_transformers(tmp_path):
+    """Bug: the loss learns other tokens than the mask says (ignored ones, the prompt, padding), or another mean."""
+    model = tiny_model(vocab_size=V)
+    model.lm_head.weight.data[REAL:] = -100.0  # transformers knows no padding of the vocabulary ...
+    with torch.no_grad():
+        model.model["norm"].weight.abs_()
+    (tmp_path / "source").mkdir(), (tmp_path / "saved").mkdir()
+    transformers.LlamaConfig(vocab_size=V, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                             num_key_value_heads=2, max_position_embeddings=96, rms_norm_eps=1e-5,
+                             architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path / "source")
+    save_model(model, tmp_path / "saved", tmp_path / "source")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    width = max(len(p) + len(r) for p, r in ROWS)
+    ids = torch.tensor([p + r + [0] * (width - len(p) - len(r)) for p, r in ROWS])
+    labels = torch.tensor([[-100] * len(p) + [id if m else -100 for id, m in zip(r, mask)] + [-100] * (width - len(p) - len(r))
+                           for (p, r), mask in zip(ROWS, MASKS)])
+    logits = theirs(ids, attention_mask=torch.tensor([[t < len(p) + len(r) for t in range(width)] for p, r in ROWS]).long()).logits
+    loss = F.cross_entropy(logits[:, :-1, :REAL].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)  # ... so it is cut off here
+    loss.backward()
+    found, grads = gradients(model, 30)
+    assert found == pytest.approx(loss.item(), abs=1e-5)
+    for name, parameter in theirs.named_parameters():
+        torch.testing.assert_close(grads[name], parameter.grad, atol=1e-5, rtol=1e-4, msg=lambda m: f"{name}: {m}")
+
+
+# ---- train_sft ------------------------------------------------------------------------------------------------------
+
+SOLVES = ["x = 7. The answer is 7.", "x = 9, naïve. The answer is 9.", "x = 6. The answer is 6."]
+DATA = [{"id": f"q{k}", "question": "2 times a number is 12?", "answer": "6", "response": compose(
+    SOLVES[-k:], [Verification(f"{i} é. {VERDICTS[i == k - 1]}", i == k - 1, True) for i in range(k)])} for k in (1, 2, 3)]
+
+
+def test_whole_run_learns_what_the_mask_says(tmp_path, monkeypatch, capsys):
+    """Bug: the loss of the first step is not the mean over verifications, last solution, their phrases and the end token; it depends on
+    the micro-batches; the long row is dropped silently."""
+    monkeypatch.setattr(train_sft, "autocast", lambda device: torch.autocast("cpu", enabled=False))
+    policy = save_policy(tmp_path / "policy", vocab_padding=5)
+    write_jsonl(tmp_path / "data.jsonl", DATA + [{**DATA[0], "id": "long", "response": DATA[0]["response"] + " long" * 300}])
+    lines = []
+    for micro_tokens in ("1", "8192"):
+        train_sft.main(["--model", policy, "--data", str(tmp_path / "data.jsonl"), "--out", str(tmp_path / "out"), "--epochs", "2", "--batch", "3",
+                        "--lr", "1e-3", "--kl", "0.1", "--micro-tokens", micro_tokens, "--max-new-tokens", "4", "--test-count", "2", "--device", "cpu"])
+        lines.append([json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()])
+    assert "1 longer than the limit" in capsys.readouterr().out
+
+    tokenizer = Tokenizer.load(policy)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(policy)
+    losses = []
+    for row in DATA:
+        text, last = row["response"], row["response"].rindex("x = 6")
+        retry = text.rfind(RETRY)
+        start = last if retry < 0 else retry - 2  # the blank line before the phrase belongs to it
+        learned = [start <= i for i in range(len(text))]
+        for i in range(len(SOLVES)):  # verifications of wrong solutions
+            begin = text.find(f"\n\n{RECHECK}\n\n{i} é")
+            if 0 <= begin < start:
+                stop = text.index(f"\n\n{RETRY}", begin)
+                learned[begin: stop] = [True] * (stop - begin)
+        mask = [learned[i] for i, c in enumerate(text) for _ in c.encode()] + [True]  # a token is a byte; and the end token
+        prompt = tokenizer.prompt(SOLVE_PROMPT.format(question=row["question"]))
+        ids = torch.tensor([prompt + tokenizer.encode(text) + [tokenizer.end_id]])
+        with torch.no_grad():
+            loss = F.cross_entropy(theirs(ids).logits[0, :-1, :tokenizer.vocab_size], ids[0, 1:], reduction="none")
+        losses += loss[len(prompt) - 1:][torch.tensor(mask)].tolist()
+    for first, second in lines:
+        assert first["learned_tokens"] == len(losses) and first["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-3)
+        assert first["kl"] == pytest.approx(0, abs=1e-5) and second["kl"] > 0 and second["loss"] < first["loss"]
+    for one, other in zip(*lines):
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3) and one["loss"] == pytest.approx(other["loss"], rel=1e-4)
