@@ -90,11 +90,9 @@ def gae(rewards, values, mask, gamma: float, lam: float):
 
 
 def whiten(x, mask):
-    """Zero mean and unit variance over the masked tokens."""
-    count = mask.sum().clamp(min=1)
-    mean = (x * mask).sum() / count
-    variance = ((x - mean).pow(2) * mask).sum() / count
-    return (x - mean) / (variance + 1e-8).sqrt() * mask
+    """Zero mean and unit variance over the masked tokens; 0 elsewhere, whatever stands there."""
+    kept = x[mask > 0]
+    return torch.where(mask > 0, (x - kept.mean()) / (kept.var(correction=0) + 1e-8).sqrt(), 0.0)
 
 
 # ---- losses: sums over tokens, to be divided by the tokens of the whole optimizer step --------------------------------

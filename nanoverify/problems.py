@@ -35,9 +35,9 @@ SOLVE_PROMPT = '{question}\nThink step by step and end with "The answer is ...".
 
 # ---- families: level -> the unknown x, the numbers of the question -------------------------------------------------
 
-UNKNOWN = {1: (2, 9), 2: (3, 15), 3: (5, 25), 4: (10, 40), 5: (20, 60)}  # where the unknown is multiplied by one digit
-FACTOR = {1: (2, 5), 2: (3, 8), 3: (5, 12), 4: (7, 18), 5: (10, 25)}  # where it is multiplied by something like itself
-SMALL = {1: (1, 9), 2: (1, 20), 3: (1, 30), 4: (5, 50), 5: (10, 80)}  # what is added or taken away
+UNKNOWN = {1: (2, 6), 2: (2, 9), 3: (3, 13), 4: (4, 18), 5: (6, 25)}  # where the unknown is multiplied by one digit
+FACTOR = {1: (2, 4), 2: (2, 6), 3: (3, 8), 4: (3, 11), 5: (5, 15)}  # where it is multiplied by something like itself
+SMALL = {1: (1, 9), 2: (1, 15), 3: (1, 25), 4: (3, 40), 5: (5, 60)}  # what is added or taken away
 
 
 def linear(rng, level):
@@ -52,9 +52,13 @@ def both_sides(rng, level):
     return x, {"a": a, "b": b, "d": d, "e": (b - d) * x - a}
 
 
+LEGS = {"chickens": 2, "rabbits": 4, "beetles": 6, "spiders": 8}
+
+
 def rabbits(rng, level):
     x, y = rng.randint(*UNKNOWN[level]), rng.randint(*UNKNOWN[level])
-    return x, {"h": x + y, "l": 4 * x + 2 * y}
+    few, many = sorted(rng.sample(sorted(LEGS), 2), key=LEGS.get)
+    return x, {"many": many, "few": few, "p": LEGS[many], "q": LEGS[few], "n": x + y, "v": LEGS[many] * x + LEGS[few] * y}
 
 
 def stamps(rng, level):
@@ -64,7 +68,7 @@ def stamps(rng, level):
 
 
 def ages(rng, level):
-    x, d, t = rng.randint(*UNKNOWN[level]), rng.randint(1, 6 * level), rng.randint(1, 5 * level)
+    x, d, t = rng.randint(*UNKNOWN[level]), rng.randint(1, 5 * level), rng.randint(1, 4 * level)
     return x, {"d": d, "t": t, "s": 2 * x + d + 2 * t}
 
 
@@ -89,7 +93,7 @@ def consecutive(rng, level):
     return x, {"b": b, "c": 3 * x + 3 + b}
 
 
-MODULI = {1: (2, 3, 4, 5), 2: (3, 4, 5), 3: (4, 5, 6, 7), 4: (5, 6, 7, 8), 5: (7, 8, 9)}
+MODULI = {1: (2, 3), 2: (2, 3, 4), 3: (3, 4, 5), 4: (4, 5, 6), 5: (5, 6, 7)}
 
 
 def remainder(rng, level):
@@ -111,8 +115,8 @@ WORDINGS = {
              "{name} thinks of a number. {b} times the number plus {a} is {c}. What is the number?"),
     both_sides: ("{b} times a number minus {a} is the same as {d} times the number plus {e}. What is the number?",
                  "{name} thinks of a number. {b} times it less {a} equals {d} times it plus {e}. What is the number?"),
-    rabbits: ("A farm has rabbits and chickens with {h} heads and {l} legs. How many rabbits are there?",
-              "{name} counts {h} heads and {l} legs of rabbits and chickens. How many rabbits are there?"),
+    rabbits: ("A farm has {many} and {few} with {n} heads and {v} legs. How many {many} are there?",
+              "{name} counts {n} heads and {v} legs of {many} and {few}. How many {many} are there?"),
     stamps: ("{name} buys {n} stamps, some for {p} cents and the rest for {q} cents, and pays {v} cents. "
              "How many cost {p} cents?",
              "Of {n} stamps some cost {p} cents and the rest {q} cents, {v} cents in all. How many cost {p} cents?"),

@@ -67,7 +67,8 @@ def parse(problem: Problem, ids: list[int], finished: bool, tokenizer) -> Trajec
     kinds = ["solve"] + ["verify" if match[1] else "solve" for match in openings]
     starts = [0] + [match.end() for match in openings]  # where an action's own text begins, in characters
     stops = [match.start() for match in openings] + [len(text)]
-    length = lambda n: len(tokenizer.decode(ids[:n]))
+    # characters that n tokens make; a character cut in the middle decodes to replacement marks and does not count yet
+    length = lambda n: len(tokenizer.decode(ids[:n]).rstrip("\ufffd"))
     cuts = [0] + [bisect_left(range(len(ids)), match.start(), key=length) for match in openings] + [len(ids)]
     actions, right = [], False
     for i, kind in enumerate(kinds):

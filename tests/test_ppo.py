@@ -281,6 +281,20 @@ def test_learning_rate_0_moves_nothing(fp32):
     torch.testing.assert_close(r.score(), r.old)
 
 
+def test_every_response_is_used_once_per_epoch(fp32, monkeypatch):
+    """Bug: with several minibatches, indices within a part are taken for indices of the rollout; all epochs have one order."""
+    r, used, steps, forward = Rollout(0.0, settings(minibatches=3, epochs=4, micro_tokens=30)), [], [], train_rl.forward
+    number = {id(t): i for i, t in enumerate(r.trajectories)}
+    monkeypatch.setattr(train_rl, "forward", lambda model, tokenizer, prompts, trajectories, *rest: used.extend(
+        number[id(t)] for t in trajectories) or forward(model, tokenizer, prompts, trajectories, *rest))
+    monkeypatch.setattr(r.optimizer, "step", lambda: steps.append(len(used)))
+    r.update()
+    assert steps == [8 * epoch + n for epoch in range(4) for n in (3, 6, 8)]
+    epochs = [used[i: i + 8] for i in range(0, 32, 8)]
+    assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
+    assert len({frozenset(epoch[:3]) for epoch in epochs}) > 1
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("A", [1.0, -1.0])
 def test_an_update_moves_the_log_probs_as_the_advantages_say(A, seed, fp32):

@@ -1,0 +1,203 @@
+"""Bad input to the scripts: exit code 2, one line on stderr that names the thing, no traceback, nothing half-written."""
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import build_data
+import train_rl
+import train_sft
+from nanoverify import evaluate, files
+from nanoverify.files import InputError, output_folder, read_json, write_json, write_jsonl
+from nanoverify.trajectory import RECHECK
+from nanoverify.verifier import VERDICTS
+from test_sampler import save_policy
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--device", "cpu", "--max-new-tokens", "5", "--test-count", "2"]
+GOOD = {"id": "1", "question": "1 + 1?", "answer": "2", "response": f"The answer is 2.\n\n{RECHECK}\n\n{VERDICTS[True]}"}
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return save_policy(tmp_path_factory.mktemp("input") / "policy")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Default folders such as out/sft do not exist here, and the hub is out of reach."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path / "work"
+
+
+def refusal(main, argv, capsys) -> str:
+    """The one line a script says before it leaves with 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit:
+        files.run(lambda: main([str(word) for word in argv]))
+    shown = capsys.readouterr().err.split("\r")[-1].strip()  # progress bars are overwritten
+    assert exit.value.code == 2 and shown.startswith("error: ") and "\n" not in shown, shown
+    return shown
+
+
+def left_behind(folder):
+    return sorted(path.name for path in folder.rglob("*"))
+
+
+# ---- as a user meets it: real processes ------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("command, named", [
+    (["build_data.py", "--model", "no/such/folder"], "no/such/folder"),
+    (["train_sft.py", "--model", "POLICY", "--data", "bad.jsonl"], "bad.jsonl:2: not valid JSON"),
+    (["train_rl.py", "--samples", "1"], "--samples 1"),
+    (["-m", "nanoverify.evaluate", "--model", "POLICY", "--questions", "none.jsonl"], "none.jsonl"),
+])
+def test_as_a_process(command, named, policy, elsewhere):
+    """Bug: a traceback, exit code 0 or 1, a second line, or a folder left behind."""
+    (elsewhere / "bad.jsonl").write_text('{"id": "1", "question": "?", "answer": "2", "response": "2"}\n{"id": ')
+    command = [str(ROOT / word) if word.endswith(".py") else policy if word == "POLICY" else word for word in command]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and named in done.stderr, done.stderr
+    assert left_behind(elsewhere) == ["bad.jsonl"]
+
+
+# ---- the same through main() -----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("main", [build_data.main, train_sft.main, train_rl.main, evaluate.main])
+def test_model_is_no_checkpoint(main, policy, elsewhere, capsys):
+    """Bug: a missing folder, a file, an empty folder or another architecture is no one-line error."""
+    write_jsonl(elsewhere / "data.jsonl", [GOOD])
+    data = ["--data", "data.jsonl"] if main is train_sft.main else []
+    (elsewhere / "empty").mkdir()
+    (elsewhere / "other").mkdir()
+    write_json(elsewhere / "other" / "config.json", {**read_json(f"{policy}/config.json"), "architectures": ["GPT2LMHeadModel"]})
+    for model, named in (("missing", "missing"), ("data.jsonl", "data.jsonl"), ("empty", "empty"), ("other", "GPT2LMHeadModel")):
+        assert named in refusal(main, ["--model", model, *SMALL, *data], capsys)
+    assert "nonsense" in refusal(main, ["--model", policy, *SMALL, *data, "--device", "nonsense"], capsys)
+    assert left_behind(elsewhere) == ["config.json", "data.jsonl", "empty", "other"]
+
+
+@pytest.mark.parametrize("main", [build_data.main, train_rl.main])
+def test_flags_that_make_no_sense(main, policy, elsewhere, capsys):
+    """Bug: K = 1 divides by zero in leave-one-out; temperature 0 gives K equal answers; an endless search for questions."""
+    for flags, named in ((["--samples", "1"], "--samples 1"), (["--samples", "0"], "--samples 0"), (["--samples", "-3"], "--samples -3"),
+                         (["--temperature", "0"], "--temperature"), (["--temperature", "-1"], "--temperature")):
+        assert named in refusal(main, ["--model", policy, *SMALL, *flags], capsys)
+    for flag in ("--count", "--max-new-tokens", "--batch-size", "--test-count"):
+        with pytest.raises(SystemExit) as exit:
+            main(["--model", policy, flag, "0"])
+        assert exit.value.code == 2 and flag in capsys.readouterr().err
+    assert left_behind(elsewhere) == []
+
+
+@pytest.mark.parametrize("main", [build_data.main, train_rl.main, evaluate.main])
+def test_questions(main, policy, elsewhere, capsys):
+    """Bug: a bad line of the questions file is not named, or the built-in puzzles are taken instead."""
+    (elsewhere / "bad.jsonl").write_text('{"question": "1?", "answer": "1"}\n\n{"question": 5, "answer": "1"}\n')
+    (elsewhere / "empty.jsonl").write_text("\n")
+    for name, reason in (("bad.jsonl", "bad.jsonl:3: "), ("empty.jsonl", "empty.jsonl: "), ("none.jsonl", "none.jsonl: ")):
+        assert reason in refusal(main, ["--model", policy, *SMALL, "--questions", name], capsys)
+    assert left_behind(elsewhere) == ["bad.jsonl", "empty.jsonl"]
+
+
+@pytest.mark.parametrize("main", [build_data.main, train_rl.main, evaluate.main])
+def test_prompt_longer_than_the_context(main, policy, elsewhere, capsys):
+    """Bug: positions beyond the context are used, or half a result is written before the error."""
+    write_jsonl(elsewhere / "long.jsonl", [{"question": f"{n} " + "very " * 250, "answer": "1"} for n in range(40)])
+    flags = ["--prompts", "2"] if main is train_rl.main else []
+    said = refusal(main, ["--model", policy, *SMALL, "--questions", "long.jsonl", *flags], capsys)
+    assert "1024" in said and "tokens" in said
+    assert set(left_behind(elsewhere)) <= {"long.jsonl", "out"}
+
+
+def test_too_few_questions(policy, elsewhere, capsys):
+    """Bug: train_rl asks the same question twice in a step, or loops for ever."""
+    write_jsonl(elsewhere / "few.jsonl", [{"question": f"{n}?", "answer": "1"} for n in range(20)])
+    assert "--prompts 30" in refusal(train_rl.main, ["--model", policy, *SMALL, "--questions", "few.jsonl", "--prompts", "30"], capsys)
+
+
+@pytest.mark.parametrize("rows, reason", [
+    ([GOOD, "{"], "data.jsonl:2: not valid JSON"),
+    ([GOOD, {**GOOD, "response": None}], "data.jsonl:2: .*response"),
+    ([{"question": "1?"}], "data.jsonl:1: "),
+    ([], "data.jsonl: "),
+    ([{**GOOD, "response": GOOD["response"] + " more" * 300}], "data.jsonl: no trajectory of at most 1024 tokens.*1 "),
+    (None, "data.jsonl: cannot be read"),
+])
+def test_trajectories(rows, reason, policy, elsewhere, capsys):
+    """Bug: train_sft trains on nothing, drops rows silently, or does not name the bad line."""
+    if rows is not None:
+        (elsewhere / "data.jsonl").write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    assert re.search(reason, refusal(train_sft.main, ["--model", policy, *SMALL, "--data", "data.jsonl"], capsys))
+    assert left_behind(elsewhere) == (["data.jsonl"] if rows is not None else [])
+
+
+def test_no_right_answer_leaves_nothing(policy, elsewhere, capsys):
+    """Bug: build_data writes an empty data set, or leaves its temporary folder, when no trajectory can be composed."""
+    (elsewhere / "out" / "data").mkdir(parents=True)
+    write_json(elsewhere / "out" / "data" / "arguments.json", {"an earlier": "output"})
+    said = refusal(build_data.main, ["--model", policy, *SMALL, "--count", "3", "--samples", "2"], capsys)
+    assert "no trajectory" in said and "no right answer among the samples" in said
+    assert read_json(elsewhere / "out" / "data" / "arguments.json") == {"an earlier": "output"}
+    assert left_behind(elsewhere) == ["arguments.json", "data", "out"]
+
+
+@pytest.mark.parametrize("main", [build_data.main, train_sft.main, train_rl.main])
+def test_foreign_files_in_the_way(main, policy, elsewhere, capsys):
+    """Bug: --out deletes a folder that holds somebody's work, or a file."""
+    write_jsonl(elsewhere / "data.jsonl", [GOOD])
+    (elsewhere / "mine").mkdir()
+    (elsewhere / "mine" / "thesis.txt").write_text("precious")
+    data = ["--data", "data.jsonl"] if main is train_sft.main else []
+    for out in ("mine", "data.jsonl"):
+        assert f"--out {out}" in refusal(main, ["--model", policy, *SMALL, *data, "--out", out], capsys)
+    assert left_behind(elsewhere) == ["data.jsonl", "mine", "thesis.txt"]
+
+
+def test_responses_cannot_be_written(policy, elsewhere, capsys):
+    """Bug: evaluate ends in a traceback, after all the work, because the folder of --responses does not exist."""
+    assert "none" in refusal(evaluate.main, ["--model", policy, *SMALL, "--responses", "none/responses.jsonl"], capsys)
+
+
+# ---- output folders --------------------------------------------------------------------------------------------------
+
+def test_output_folder(elsewhere):
+    """Bug: an interrupted run leaves half a folder, or has already deleted the earlier one; a finished one keeps stale files."""
+    for words in ("first", "second"):
+        with output_folder("a/b") as folder:
+            (folder / words).write_text(words)
+            write_json(folder / "arguments.json", {})
+        assert left_behind(elsewhere) == ["a", "arguments.json", "b", words]
+    for error in (KeyboardInterrupt, ValueError):
+        with pytest.raises(error), output_folder("a/b") as folder:
+            (folder / "third").write_text("half")
+            raise error
+    assert left_behind(elsewhere) == ["a", "arguments.json", "b", "second"]
+
+
+def test_output_folder_in_odd_places(elsewhere):
+    """Bug: '.', a link or a folder under a file ends in a traceback, for a link only after the whole run."""
+    (elsewhere / "file").write_text("")
+    with pytest.raises(InputError, match="file/out"), output_folder("file/out"):
+        pass
+    (elsewhere / "elsewhere").mkdir()
+    (elsewhere / "link").symlink_to(elsewhere / "elsewhere")
+    with output_folder("link") as folder:
+        write_json(folder / "arguments.json", {})
+    assert (elsewhere / "link" / "arguments.json").exists()
+    (elsewhere / "here").mkdir()
+    os.chdir(elsewhere / "here")
+    try:
+        with output_folder(".") as folder:
+            write_json(folder / "arguments.json", {})
+    except InputError:
+        assert not (elsewhere / "here").exists() or left_behind(elsewhere / "here") == []
+    else:
+        assert left_behind(elsewhere / "here") == ["arguments.json"]
