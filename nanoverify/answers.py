@@ -6,32 +6,23 @@
 
     python -m nanoverify.answers '[-2, 7]' 'So $-2 \\\\le x \\\\le 7$.'   # what was extracted, how it was read, the verdict, why
 
-Four steps, in this order below:
+Four steps: extract (the last \\boxed{}, `#### n`, <answer>, "the answer is ...", formula or number), read, compare, verdict.
+Reading turns LaTeX or plain text into tokens, and by recursive descent into a tree. Each rule is one method of `Parser`:
 
-1. extract: the last \\boxed{}, `#### n`, <answer>, "the answer is ...", the last formula, the last number.
-2. read: LaTeX or plain text -> tokens -> a tree, by recursive descent. Each rule of the grammar is one function:
+    statement = relation {("," | ";" | "and" | "or") relation}
+    relation  = operation {("=" | "<" | "in" | ...) operation}
+    operation = product {("+" | "-") product}, and looser than these: "cup", "cap", "minus"
+    product   = factor {["*" | "/" | ":" | "mod"] factor | unit}
+    factor    = "-" factor | postfix ["^" factor]
+    postfix   = atom {"!" | "%" | "degree" | "_" index | "'"}
+    atom      = number | name | function | fraction | root | bracket | |absolute value| | matrix
 
-       statement = relation {("," | ";" | "and" | "or") relation}
-       relation  = union {("=" | "<" | "in" | ...) union}
-       union     = sum {("cup" | "cap" | "minus") sum}
-       sum       = product {("+" | "-" | "+-") product}
-       product   = factor {["*" | "/" | ":" | "mod"] factor | unit}
-       factor    = "-" factor | postfix ["^" factor]
-       postfix   = atom {"!" | "%" | "degree" | "_" index | "'"}
-       atom      = number | name | function | fraction | root | bracket | |absolute value| | matrix
-
-3. compare: trees by kind (lists in any order, intervals as sets of points, equations up to a factor). Numbers are
-   fractions as long as that is possible, else decimals of 50 digits; what has variables is put to the test at random
-   points, fresh ones each time.
-4. verdict: the last "the answer is (in)correct" of a verification.
-
-Limits. Units are dropped, not converted. Complex numbers and factorials of fractions are compared to 9 digits only.
-`28%` reads as 28 and as 0.28, `60` degrees as 60 and as pi/3. A decimal of six digits or more (four after the point)
-also equals what rounds to it. No calculus: limits, sums and integrals equal only themselves. Work is bounded by the
-capitals below; beyond them an answer is unreadable.
+Limits. Units are dropped, not converted. Complex numbers, inverse trigonometry and factorials of fractions are compared
+to 9 digits only. `28%` reads as 28 and as 0.28, `60` degrees as 60 and as pi/3. A decimal of six digits or more (four
+after the point) also equals what rounds to it. Limits, sums, integrals and determinants are unknown functions, products
+of matrices unreadable. Work is bounded by the capitals below; beyond them an answer is unreadable.
 """
 import cmath
-import functools
 import itertools
 import math
 import operator
@@ -39,17 +30,15 @@ import random
 import re
 import sys
 import unicodedata
+from contextlib import suppress
 from decimal import Context, Decimal, DecimalException, DivisionByZero, InvalidOperation, Overflow, Underflow, localcontext
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial, reduce
 from typing import NamedTuple
 
-MAX_RESPONSE = 10_000  # characters: only the end of a longer response is searched
-MAX_VERIFICATION = 4_000  # characters: the end of a longer verification
-MAX_ANSWER = 2_000  # characters of an answer that is read
-MAX_TOKENS = 300  # so a tree is at most that deep, and evaluating it stays within the recursion limit
-MAX_DEPTH = 24  # brackets within brackets
-MAX_ITEMS = 64  # parts of a list
+MAX_RESPONSE, MAX_VERIFICATION = 10_000, 4_000  # characters: only the end of a longer text is searched
+MAX_ANSWER, MAX_TOKENS = 2_000, 300  # of an answer that is read; nor can its tree be deeper
+MAX_ITEMS = 64  # parts of a list in any order
 MAX_BITS = 20_000  # of an exact number; larger ones become decimals
 MAX_STEPS = 6_000  # operations in one comparison
 MAX_FACTORIAL = 2_500
@@ -65,50 +54,42 @@ TURN = re.compile(r"<\|[^|<>\n]{1,40}\|>|</s>")
 BRACE = re.compile(r"\\.|[{}]", re.S)
 BOX = re.compile(r"\\f?box(?:ed)?\s*(?=\{)")
 OPEN_BOX = re.compile(r"\\f?box(?:ed)?\s*\{?([^\n$]*)")
-BETWEEN_BOXES = re.compile(r"(?:[\s$,;&]|\\[()\[\],;!:]|\\q?quad|\\text\w*\{\s*(?:and|or)\s*\}|and|or|[A-Za-z](?:_\{?\w+\}?)?\s*=)*")
+BETWEEN_BOXES = re.compile(
+    r"(?:[\s$,;&]|\\[()\[\],;!:]|\\q?quad|\\text\w*\{\s*(?:and|or)\s*\}|and|or|[A-Za-z](?:_\{?\w+\}?)?\s*=)*")
 PHRASE = re.compile(
     r"(?:\banswers?\b(?:\s[^.\n:=]{1,80}?)??(?:\s(?:is|are|was|be|equals|becomes)\b|\s*[:=])|^[ \t]*A:)"
     r"(?:[\s*:]|\b(?:indeed|therefore|thus|simply|just|clearly|exactly|approximately|about|equal to)\b)*"
     r"(?!\s|(?:\w+ )?(?:not |in)?(?:correct|right|wrong|valid|verified)\b)", re.I | re.M)
 SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n|</")
 REASON = re.compile(r",?\s+(?:because|since|as|so|which|where|when|but|for)\b|,\s+not\b", re.I)
-CAUSE = re.compile(r",?\s+(?:because|since)\b", re.I)
 SPAN = re.compile(r"\$\$([^$]+)\$\$|\\\[((?:[^\\]|\\[^\[\]])*)\\\]|\\\(((?:[^\\]|\\[^()])*)\\\)|(?<!\\)\$((?:[^$\\]|\\.)+)\$", re.S)
-WRAPPED = re.compile(r"\\(?:text\w*|mbox|mathrm|operatorname|begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+")
-PROSE_WORD = re.compile(r"[A-Za-z]{2,}")
+COMMAND = re.compile(r"\\(?:text\w*|mbox|mathrm|operatorname|begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+")
 VERB = re.compile(r"\b(?:is|are|was|be|equals|we|there)\b", re.I)
 PLAIN = r"[-+]?\\?\$?\d[\d,]*(?:\.\d+)?%?"
 NUMBER = re.compile(rf"(?<![A-Za-z0-9_.,{{^\\]){PLAIN}(?:\s*[-+*/]\s*{PLAIN})*(?![A-Za-z0-9_^{{}}\\])")
-STARTS_WITH_NUMBER = re.compile(rf"{PLAIN}[A-Za-z\s,'-]*\Z")
+MATH = re.compile(r"[\d\\$]")
 
 
-def extract(response: str) -> str:
-    """The final answer of a text, '' if there is none."""
-    return find(response)
-
-
-def find(response, join_boxes=False):
-    """As `extract`; where boxes stand side by side, as in \\boxed{1} and \\boxed{2}, it may take them as one list."""
+def extract(response: str, join_boxes=False) -> str:
+    """The final answer of a text, '' if there is none. `join_boxes`: \\boxed{1} and \\boxed{2} side by side are one list."""
     text = (response or "")[-MAX_RESPONSE:].strip()
-    if len(text) < 16 and text.isalnum():
-        return text
     if "<" in text:
         text = next((part for part in TURN.split(text) if part.strip()), "").strip()
         text = text.rpartition("</think>")[2].strip() or text
-    if "\\" in text and ("\\box" in text or "\\fbox" in text):
+    if "\\box" in text or "\\fbox" in text:
         found = boxes(text)
         if not found:
             return OPEN_BOX.findall(text)[-1].strip()
-        answer, start = found[-1][2], found[-1][0]
+        start, end, answer = found[-1]
         for left, right, content in reversed(found[:-1] if join_boxes else []):
-            if not right <= start <= right + 60 or not BETWEEN_BOXES.fullmatch(text, right, start):
+            if right > start or not BETWEEN_BOXES.fullmatch(text[right:start]):
                 break
             answer, start = answer if content == found[-1][2] else f"{content}, {answer}", left
-        later = after_phrase(text[found[-1][1]:])
-        return later if any(c in "0123456789\\$" for c in later) else answer
+        later = after_phrase(text[end:])
+        return later if MATH.search(later) else answer
     _, mark, tail = text.rpartition("####")
     line, _, rest = tail.lstrip("# \t").partition("\n")
-    if mark and line and (any(c in "0123456789$\\" for c in line) or not rest.strip()):
+    if mark and line and (MATH.search(line) or not rest.strip()):
         return final(line)
     inside, mark, _ = text.rpartition("</answer>")
     if mark and "<answer>" in inside:
@@ -119,10 +100,9 @@ def find(response, join_boxes=False):
 def after_phrase(text):
     """What follows the last "the answer is", up to the end of its sentence; '' if it is never said."""
     for phrase in reversed(list(PHRASE.finditer(text))):
-        tail = text[phrase.end():]
-        span = SPAN.match(tail)
-        end = SENTENCE_END.search(tail, span.end() if span else 0)
-        if tail:
+        if tail := text[phrase.end():]:
+            span = SPAN.match(tail)
+            end = SENTENCE_END.search(tail, span.end() if span else 0)
             return final(tail[:end.start()] if end else tail)
     return ""
 
@@ -142,154 +122,120 @@ def boxes(text):
 def final(text):
     """The answer in a text without a marker: the whole of it, or in prose what stands last."""
     text = text.replace('\\"', '"').strip(' \t\n*`"')
-    head = CAUSE.split(text, 1)[0].strip(" *")
-    if head and head != text and bare(head):
-        return head
-    if bare(text) or STARTS_WITH_NUMBER.match(text):
-        return text
-    head = REASON.split(text, 1)[0].strip(" *")
-    if head != text and head[:1] in "0123456789-$\\(" and bare(head):
-        return head
-    for verb in reversed(list(VERB.finditer(text))[-4:]):
-        tail = text[verb.end():].strip(" *.:")
-        if any(c in "0123456789$\\" for c in tail) and bare(tail):
-            return tail
+    head = REASON.split(text, maxsplit=1)[0].strip(" *")
+    tails = [text[verb.end():].strip(" *.:") for verb in reversed(list(VERB.finditer(text))[-4:])]
+    for claim in (head, text, *tails):
+        if bare(claim) and (claim == text or MATH.search(claim)):
+            return claim
     spans, numbers = list(SPAN.finditer(text)), list(NUMBER.finditer(text))
     if spans and (not numbers or numbers[-1].start() < spans[-1].end()):
-        return next(group for group in spans[-1].groups() if group is not None).strip()
+        return spans[-1][spans[-1].lastindex].strip()
     return numbers[-1][0] if numbers else text
 
 
 def bare(text):
     """No prose: one line, no verb, at most two words, and none in front of a formula between dollar signs."""
-    words = WRAPPED.sub(" ", text)
-    found = [word for word in PROSE_WORD.findall(words) if word.lower() not in SPELLED]
-    if "\n" in text or VERB.search(words) or len(found) > 2:
+    text_only = COMMAND.sub(" ", text)
+    words = [word for word in re.findall(r"[A-Za-z]{2,}", text_only) if word.lower() not in SPELLED]
+    if "\n" in text or VERB.search(text_only) or len(words) > 2:
         return False
-    return not found or bool(SPAN.match(text)) or not SPAN.search(text)
+    return not words or bool(SPAN.match(text)) or not SPAN.search(text)
 
 
 # ---- 2. read: text -> tokens -> tree --------------------------------------------------------------------------------
 
 class Node(NamedTuple):
-    """Every value. Numbers: ("number", (Fraction, digits after the point)); names: ("name", (text,)); operations:
-    (what, operands); answers with parts: tuple, list, set, interval, relation, matrix, text."""
-    kind: str
-    parts: tuple
+    """A tree. Operations: ("+", (tree, tree)); numbers: ("number", (Fraction, digits after the point)); ("name", ("x",));
+    unknown functions: ("call", ("f", tree)); answers with parts: list, set, tuple, matrix, interval, relation."""
+    op: str
+    args: tuple
 
 
-CHARACTERS = str.maketrans({
-    "−": "-", "–": "-", "—": "-", "×": "*", "·": "*", "∙": "*", "⋅": "*", "÷": "/", "⁄": "/", "∕": "/", "∶": ":", "≤": "\\le ", "≥": "\\ge ",
-    "≠": "\\ne ", "≈": "\\approx ", "π": "\\pi ", "∞": "\\infty ", "√": "\\sqrt ", "±": "\\pm ", "∓": "\\mp ", "∪": "\\cup ",
-    "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset ", "ø": "\\emptyset ", "°": "\\degree ", "′": "'", "θ": "\\theta ", "ℝ": "\\mathbb{R}",
-    "…": "\\ldots ", "€": "", "£": "", "¥": "", "₹": "", "⟨": "\\langle ", "⟩": "\\rangle ", "⌊": "\\lfloor ", "⌋": "\\rfloor ",
-    "⌈": "\\lceil ", "⌉": "\\rceil ", "\u200b": "", "\ufeff": "", "∣": "|",
+def number(value, decimals=0):
+    return Node("number", (Fraction(value), decimals))
+
+
+CHARACTERS = str.maketrans(dict(zip("−–—×·∙⋅÷⁄∕∶′∣", "---****///:'|")) | dict.fromkeys("€£¥₹\u200b\ufeff", "") | {
+    "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "π": "\\pi ", "∞": "\\infty ", "√": "\\sqrt ", "±": "\\pm ",
+    "∓": "\\mp ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset ", "°": "\\degree ", "ℝ": "\\reals ", "θ": "\\theta ",
     **{c: f"^{i}" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}, **{c: f"_{i}" for i, c in enumerate("₀₁₂₃₄₅₆₇₈₉")}})
 VULGAR = re.compile(r"[¼-¾⅐-⅞]")
-THOUSANDS = re.compile(r"(?<=\d)(?:\s*\{,\s*\}|,?\\!|\\,)\s*(?=\d{3}(?!\d))")
-GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
-NOISE = re.compile(r"\\(?:left|right|middle)\s*\.|\\(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|limits|boldsymbol|mathbf|bf|rm"
-                   r"|phantom\{\}|hline|boxed|fbox)(?![a-zA-Z])|\\?\$|(?<!\\)\\[()\[\]!]|\*\*|`")
-SPACE = re.compile(r"(?<!\\)\\(?:[,;:> ]|q?quad\b|hspace\{[^{}]*\})|~|\s+")
-DEGREE = re.compile(r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![a-zA-Z])|\\textdegree(?![a-zA-Z])")
-WHOLE_TEXT = re.compile(r"\\(?:text\w*|mbox|mathrm|emph)\s*\{([^{}]*)\}")
-LOOSE = re.compile(r"(?<![0-9]) +| +(?![0-9])")
-CHOICE = re.compile(r"\(?([A-J])(?:[.:)]+(?:\s+(.*))?)?", re.S)
+REWRITTEN = [(re.compile(pattern), replacement) for pattern, replacement in (
+    (r"(?<=\d)(?:\s*\{,\s*\}|,?\\!|\\,)\s*(?=\d{3}(?!\d))", ""),  # 1{,}234
+    (r"\\(?:left|right|middle)\s*\.|\\(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|limits|boldsymbol|mathbf|bf|rm"
+     r"|phantom\{\}|hline|boxed|fbox|angle|triangle)(?![a-zA-Z])|\\?\$|(?<!\\)\\[()\[\]!]|\*\*|`", ""),
+    (r"(?<!\\)\\(?:[,;:> ]|q?quad\b|hspace\{[^{}]*\})|~|\s+", " "),
+    (r"\^ ?\{? ?\\(?:circ|degree) ?\}?|\\textdegree(?![a-z])", r"\\degree "),
+    (r"\\begin ?\{vmatrix\}", r"\\det\\beginmatrix "),
+    (r"\\(begin|end) ?\{(?:[pbBv]?(?:small)?matrix|array)\}(?:\{[lcr| ]*\})?", r"\\\1matrix "),
+    (r"\\mathbb ?\{? ?(?:(R)|[ZN]) ?\}?", lambda m: r"\reals " if m[1] else r"\integers "),
+    (r"(?<![\w.^}])(\d+)(?: (\d+/\d+)(?![\d^])| ?(\\[dtc]?frac ?(?:\d ?\d|\{\d+\} ?\{\d+\})))", r"(\1+\2\3)"),  # 1 1/2
+    (r"\\\{ ?[A-Za-z] ?(?:\\in ?\\reals)? ?(?:\||:|\\mid)((?:(?!\\\}).)*)\\\}", r"(\1)"))]  # {x | ...}
+PAIR = r"(?:(?<=[(\[])|(?<=\\\{))[\d,]+(?:[)\]]|\\\})"  # (1,234) is a point
+GROUPED = re.compile(rf"(?<![\d.,])(?!{PAIR})\d{{1,3}}(?:,\d{{3}})+(?![\d,])")
+TEXT = re.compile(r"\\(?:text\w*|mbox|mathrm|emph)\s*\{([^{}]*)\}")
 WORDS = re.compile(r"[^\W\d_][^\W\d_'’ ,.-]*(?:[ '’,.-]+[^\W\d_]+)*[.!]?")
 ARTICLE = re.compile(r"\b(?:the|a|an)\b|[^\w]+")
-
 TOKEN = re.compile(r"""
-    (?P<repeating> \d*\.\d*(?:\\(?:overline|bar|dot)\s*(?:\{\d+\}|\d)|\(\d+\)))
-  | (?P<number> (?:\d+(?:\.(?!\.)\d*)?|\.\d+)(?:[eE][-+]?\d+(?![\w.]))?)
-  | \\(?P<how>text\w*|mbox|mathrm|operatorname\*?|mathit|mathsf|emph)\s*\{(?P<text>[^{}]*)\}
-  | \\(?:begin|end)\s*\{(?P<matrix>[a-z]*)\*?\}(?:\{[lcr|\s]*\})?
-  | \\mathbb\s*\{?\s*(?P<field>[A-Z])\s*\}?
-  | (?P<command> \\[A-Za-z]+|\\\\(?:\[[^\]]*\])?|\\[^A-Za-z])
+    \d*\.\d*(?:\\(?:overline|bar|dot)\s*(?:\{\d+\}|\d)|\(\d+\))             # repeating decimal
+  | \d+_(?:\d|\{\d+\})                                                      # in some base
+  | (?:\d+(?:\.(?!\.)\d*)?|\.\d+)(?:[eE][-+]?\d+(?![\w.]))?
+  | \\(?:text\w*|mbox|mathrm|operatorname\*?|mathit|mathsf|emph)\s*\{(?P<text>[^{}]*)\}
+  | \\[A-Za-z]+ | \\\\(?:\[[^\]]*\])? | \\[^A-Za-z]
   | (?P<word> [A-Za-z]+)
-  | (?P<symbol> <=|>=|!=|==|:=|<>|\*\*|\.\.\.|\S)
-""", re.X | re.ASCII)
+  | <=|>=|!=|==|:=|<>|\*\*|\.\.\.|\S""", re.X | re.ASCII)
 
-SAME = {  # spellings -> the one token the parser knows
-    "**": "^", "\\cdot": "*", "\\times": "*", "\\ast": "*", "\\div": "/", "\\colon": ":", "==": "=", ":=": "=", "\\equiv": "=", "\\lt": "<", "\\gt": ">",
-    "\\le": "<=", "\\leq": "<=", "\\leqslant": "<=", "\\ge": ">=", "\\geq": ">=", "\\geqslant": ">=", "\\ne": "!=", "\\neq": "!=",
-    "<>": "!=", "\\not=": "!=", "\\approx": "~", "\\simeq": "~", "\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\cfrac": "\\frac", "\\dbinom": "\\binom",
-    "\\tbinom": "\\binom", "\\lbrace": "\\{", "\\rbrace": "\\}", "\\lvert": "|", "\\rvert": "|", "\\vert": "|", "\\mid": "|", "\\lbrack": "[",
-    "\\rbrack": "]", "\\cupdot": "\\cup", "\\bigcup": "\\cup", "\\backslash": "\\setminus", "\\varnothing": "\\emptyset", "\\ldots": "...",
-    "\\dots": "...", "\\cdots": "...", "\\dotsc": "...", "\\%": "%", "\\lg": "\\log", "\\mod": "\\bmod", "\\prime": "'", "\\varphi": "\\phi",
-    "\\varepsilon": "\\epsilon", "\\&": "and", "\\to": "->", "\\rightarrow": "->", "\\_": "_", "\\#": "#"}
+SAME = dict(pair.split() for pair in r"""** ^|\cdot *|\times *|\ast *|\div /|\colon :|== =|:= =|\equiv =|\lt <|\gt >|\le <=|\leq <=
+    |\leqslant <=|\ge >=|\geq >=|\geqslant >=|\ne !=|\neq !=|<> !=|\approx ~|\simeq ~|\dfrac \frac|\tfrac \frac|\cfrac \frac
+    |\dbinom \binom|\tbinom \binom|\lbrace \{|\rbrace \}|\lbrack [|\rbrack ]|\cupdot \cup|\bigcup \cup|\backslash \setminus
+    |\varnothing \emptyset|\ldots ...|\dots ...|\cdots ...|\% %|\lg \log|\mod \bmod|\prime '|\varphi \phi|\varepsilon \epsilon
+    |\to ->|\rightarrow ->|\& and|\_ _""".split("|")) | dict.fromkeys(("\\lvert", "\\rvert", "\\vert", "\\mid"), "|")
 SPELLED = {  # words -> the token they stand for
-    "and": "and", "or": "or", "percent": "%", "percentage": "%", "pct": "%", "degrees": "\\degree", "degree": "\\degree", "deg": "\\degree",
-    "infinity": "\\infty", "inf": "\\infty", "oo": "\\infty", "union": "\\cup", "mod": "\\bmod", "times": "*", "in": "\\in", "asin": "\\arcsin",
-    "acos": "\\arccos", "atan": "\\arctan", "cosec": "\\csc", "reals": "\\mathbb R",
-    **{word: "\\" + word for word in "sqrt cbrt pi infty sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan log ln exp max min gcd lcm floor "
-       "ceil abs binom alpha beta gamma delta theta lambda mu phi omega sigma rho tau".split()}}
+    "and": "and", "or": "or", "percent": "%", "percentage": "%", "pct": "%", "degrees": "\\degree", "degree": "\\degree",
+    "infinity": "\\infty", "inf": "\\infty", "oo": "\\infty", "union": "\\cup", "mod": "\\bmod", "in": "\\in",
+    **{word: "\\" + word for word in "sqrt cbrt pi infty sin cos tan cot sec csc arcsin arccos arctan log ln exp max min gcd "
+       "lcm floor ceil abs binom alpha beta gamma delta theta lambda mu phi omega sigma rho tau".split()}}
 UNITS = frozenset("mm cm km dm kg mg lb oz ft in yd mi ml min hr hrs sec mph kph usd am pm cents cent sq cu rad".split())
-RELATIONS = frozenset(("=", "~", "<", ">", "<=", ">=", "!=", "\\in"))
-FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
-FUNCTIONS = frozenset("sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan ln log exp max min gcd lcm floor ceil abs cbrt det".split())
-OPAQUE = frozenset(("\\lim", "\\sum", "\\prod", "\\int"))
+RELATIONS = ("=", "~", "<", ">", "<=", ">=", "!=", "\\in", "->")
+OPERATORS = (("\\cup", "\\cap", "\\setminus"), ("+", "-"))
+FUNCTIONS, UNKNOWN, LETTERS = (frozenset("\\" + word for word in words.split()) for words in (
+    "sin cos tan cot sec csc arcsin arccos arctan ln log exp max min gcd lcm floor ceil abs cbrt",
+    "overline vec hat bar overrightarrow widehat tilde underline mathcal lim sum prod int det",
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega "
+    "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell ldots integers"))
 CLOSERS = {"(": (")", "]"), "[": ("]", ")"), "\\{": ("\\}",), "{": ("}",), "\\langle": ("\\rangle",)}
-ROUND = {"\\lfloor": ("floor", "\\rfloor"), "\\lceil": ("ceil", "\\rceil"), "|": ("abs", "|"), "\\|": ("abs", "\\|")}
-DECORATIONS = frozenset(("\\overline", "\\vec", "\\hat", "\\bar", "\\overrightarrow", "\\widehat",
-                          "\\angle", "\\triangle", "\\mathcal", "\\tilde", "\\underline"))
-LETTERS = frozenset("\\" + w for w in "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega "
-                    "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell".split())
+AROUND = {"\\lfloor": ("\\floor", "\\rfloor"), "\\lceil": ("\\ceil", "\\rceil"), "|": ("\\abs", "|"), "\\|": ("\\abs", "\\|")}
+INFINITE, INTEGERS, E = Node("infinity", ()), Node("name", ("\\integers",)), Node("e", ())
+CONSTANTS = {"\\pi": Node("pi", ()), "e": E, "i": Node("i", ()), "\\infty": INFINITE, "\\emptyset": Node("set", ()),
+             "\\reals": Node("interval", (Node("*", (number(-1), INFINITE)), INFINITE, "()")), "...": Node("name", ("...",))}
+STARTERS = FUNCTIONS | UNKNOWN | LETTERS | AROUND.keys() | {
+    "(", "[", "{", "\\langle", "\\frac", "\\sqrt", "\\binom", "\\beginmatrix", "\\pi", "\\infty"}
 LETTER = r"(?:\\[A-Za-z]+|[A-Z]{2,4}|[A-Za-z])(?:_(?:\w|\{[^{}]*\}|\\[A-Za-z]+))?'*(?:\^\{?-1\}?)?(?:\((?:[\w,|]|\\cup|\\cap)*\))?"
-NAME = re.compile(rf'".*|{LETTER}(?::{LETTER})+|\({LETTER}(?:,{LETTER})*\)|'
-                  rf'\|?(?:\\(?:angle|triangle|overline|overrightarrow|vec|hat|bar)\{{?)?{LETTER}\}}?\|?')
-ZERO, MINUS_ONE = Node("number", (Fraction(0), 0)), Node("number", (Fraction(-1), 0))
+NAME = re.compile(rf"{LETTER}(?::{LETTER})*|\({LETTER}(?:,{LETTER})*\)|\|{LETTER}\|")  # the left side of a definition
 
 
-def clean(text):
-    """One spelling for what looks alike: no dollar signs, sizes, spacing commands or fancy characters."""
+def clean(text, grouped=True):
+    """One spelling for what looks alike: no dollar signs, sizes, spaces, fancy characters. `grouped`: 1,234 is one number."""
     if not text.isascii():
         text = VULGAR.sub(lambda m: " " + unicodedata.normalize("NFKC", m[0]), text).translate(CHARACTERS)
         text = unicodedata.normalize("NFKC", text)
     if "\\\\" in text and "\\begin" not in text:
         text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)  # escaped once too often
-    text = THOUSANDS.sub("", text)
-    text = SPACE.sub(" ", NOISE.sub("", text)) if "\\" in text or "$" in text or "*" in text else SPACE.sub(" ", text)
-    return (DEGREE.sub(r"\\degree ", text) if "\\" in text else text).strip().rstrip(" .,;:")
+    for pattern, replacement in REWRITTEN:
+        text = pattern.sub(replacement, text)
+    text = text.strip().rstrip(" .,;:")
+    return GROUPED.sub(lambda m: m[0].replace(",", ""), text) if grouped else text
 
 
-@lru_cache(4096)
-def read(text: str, grouped=True) -> Node:
-    """The tree of a cleaned answer. Unreadable if the grammar does not cover all of it."""
-    whole = WHOLE_TEXT.fullmatch(text)
-    plain = whole[1].strip() if whole else WHOLE_TEXT.sub(r"\1", text)
-    if WORDS.fullmatch(plain) and (" " in plain or len(plain) > 3) and plain.lower() not in SPELLED:
-        return Node("text", (ARTICLE.sub(" ", plain.casefold()).strip(),))
-    if len(text) > MAX_ANSWER or not text:
-        raise Unreadable("empty" if not text else f"longer than {MAX_ANSWER} characters")
-    try:
-        cursor = Cursor(tokenize(plain if whole else text, grouped))
-        node = statement(cursor, ())
-        if cursor.tokens[cursor.at]:
-            raise Unreadable(f"{cursor.tokens[cursor.at]!r} was not expected")
-        return spread(node) if {"\\pm", "\\mp"} & set(cursor.tokens) else node
-    except (IndexError, OverflowError, ZeroDivisionError, RecursionError) as error:
-        raise Unreadable(str(error)) from None
-
-
-def tokenize(text, grouped=True):
+def tokenize(text):
     """Tokens are strings: numbers, letters, \\commands, symbols; what is words, such as a unit, starts with a quote."""
-    if grouped:
-        opened = lambda m: sum(text.count(a, 0, m.start()) - text.count(b, 0, m.start()) for a, b in ("()", "[]", ("\\{", "\\}")))
-        text = GROUPED.sub(lambda m: m[0] if opened(m) > 0 else m[0].replace(",", ""), text)
     tokens = []
     for m in TOKEN.finditer(text):
-        kind, token = m.lastgroup, m[0]
-        if kind == "text":
-            word = m["text"].strip()
-            if word.lower() in SPELLED or m["how"][0] in "mo" and word in ("e", "i"):
-                tokens.append(SPELLED.get(word.lower(), word))
-            elif word:
-                tokens += ["and"] if word.strip(", ") in ("and", "or") else ['"' + word]
-        elif kind == "matrix":
-            tokens += [token[:4].replace("\\beg", "\\begin"), m["matrix"] or "matrix"]
-        elif kind == "field":
-            tokens.append("\\mathbb " + m["field"])
-        elif kind == "word":
+        token = m[0]
+        if m.lastgroup == "text":
+            if word := m["text"].strip(" ,"):
+                tokens.append(SPELLED.get(word.lower(), word if word in "ei" else '"' + word))
+        elif m.lastgroup == "word":
             after_number = bool(tokens) and (tokens[-1][0].isdigit() or tokens[-1][0] == '"')
             spaced = text[m.start() - 1:m.start()] == " "
             if token.lower() in SPELLED and not (after_number and token == "in"):
@@ -298,424 +244,267 @@ def tokenize(text, grouped=True):
                 tokens.append('"' + token)
             else:
                 tokens += token
-        elif kind == "command":
-            tokens.append("\\\\" if token[1] == "\\" else SAME.get(token, token))
         else:
-            tokens.append(SAME.get(token, token))
+            tokens.append("\\\\" if token[:2] == "\\\\" else SAME.get(token, token))
     if len(tokens) > MAX_TOKENS:
         raise Unreadable(f"more than {MAX_TOKENS} tokens")
-    return tokens + [""]
+    return tokens
 
 
-class Cursor:
-    """How far the tokens are read. `bars`: inside |...|, where the next bar closes."""
+@lru_cache(4096)
+def read(text: str, marks=True) -> Node:
+    """The tree of a cleaned answer. Unreadable if the grammar does not cover all of it. `marks`: keep % and degree signs."""
+    plain = TEXT.sub(r"\1", text).strip()
+    if WORDS.fullmatch(plain) and (" " in plain or len(plain) > 3) and plain.lower() not in SPELLED:
+        return Node("text", (ARTICLE.sub(" ", plain.casefold()).strip(),))
+    if len(text) > MAX_ANSWER or not text:
+        raise Unreadable("empty" if not text else f"longer than {MAX_ANSWER} characters")
+    tokens = tokenize(plain if TEXT.fullmatch(text) else text)
+    tokens = [token for token in tokens if marks or token not in ("%", "\\degree")]
+    trees = []
+    for plus, minus in ("+-", "-+") if {"\\pm", "\\mp"} & set(tokens) else ("+-",):
+        parser = Parser([{"\\pm": plus, "\\mp": minus}.get(token, token) for token in tokens])
+        trees.append(parser.statement(("",)))
+        parser.expect("")
+    versions = both(trees[0], trees[-1])
+    return versions[0] if len(versions) == 1 else Node("list", tuple(versions))
 
+
+def both(plus, minus):
+    """The values of a tree read with + and with - for plus-minus. Within (+-1, +-2) each sign is free."""
+    if plus == minus:
+        return [plus]
+    if plus.op in ("list", "set"):
+        return [Node(plus.op, tuple(itertools.chain(*map(both, plus.args, minus.args))))]
+    if plus.op == "tuple":
+        parts = itertools.product(*map(both, plus.args, minus.args))
+        return [Node("tuple", part) for part in itertools.islice(parts, MAX_ITEMS)]
+    return [plus, minus]
+
+
+def times(a, b, sign="*"):
+    """The product, or quotient; a vector or matrix entry by entry."""
+    if b.op in ("tuple", "matrix") and a.op not in ("tuple", "matrix") and sign == "*":
+        return Node(b.op, tuple(times(a, x) for x in b.args))
+    return Node(sign, (a, b))
+
+
+class Parser:
     def __init__(self, tokens):
-        self.tokens, self.at, self.depth, self.bars = tokens, 0, 0, False
+        self.tokens, self.at = [*tokens, ""], 0
+        self.bars = False  # inside |...|, where the next bar closes
 
     def peek(self):
         return self.tokens[self.at]
 
     def take(self, *wanted):
         """The next token, if it is one of the wanted; '' if not."""
-        token = self.tokens[self.at]
-        if token and token in wanted:
-            self.at += 1
-            return token
-        return ""
+        token = self.peek() if self.peek() in wanted else ""
+        self.at += bool(token)
+        return token
 
     def expect(self, *wanted):
-        if not self.take(*wanted):
-            raise Unreadable(f"{wanted[0]!r} expected, {self.peek()!r} found")
+        if self.peek() not in wanted:
+            raise Unreadable(f"{self.peek()!r} was not expected" if self.peek() else f"{wanted[0]!r} is missing at the end")
+        return self.take(*wanted)
 
+    def statement(self, closers):
+        items, joints = [self.relation()], set()
+        while joint := self.take(",", ";", "and", "or"):
+            while joint:
+                joints.add(joint)
+                joint = self.take(",", "and", "or")
+            if self.peek() not in closers:
+                items.append(self.relation())
+        items = [i for i in items if i.op != "relation" or i.args[-1] != INTEGERS] or items  # x = 2k, k in Z
+        if len(items) > 1 and all(i.op == "relation" and not {"=", "~"} & set(i.args[0]) for i in items):
+            return reduce(lambda a, b: Node("\\cup" if "or" in joints else "\\cap", (a, b)), items)
+        return Node("list", tuple(items)) if len(items) > 1 else items[0]
 
-def statement(c, closers):
-    """relation {("," | ";" | "and" | "or") relation}"""
-    items, joints = [relation(c)], set()
-    while joint := c.take(",", ";", "and", "or"):
-        joints.add(joint)
-        while c.take("and", "or", ","):
-            joints.add(c.tokens[c.at - 1])
-        if c.peek() in ("", *closers):
-            break
-        items.append(relation(c))
-    if len(items) > MAX_ITEMS:
-        raise Unreadable(f"more than {MAX_ITEMS} items")
-    if len(items) == 1:
-        return items[0]
-    told = [i for i in items if not (i.kind == "relation" and i.parts[1][-1].kind == "field" and i.parts[1][-1].parts[0] in "ZN")]
-    if 0 < len(told) < len(items):  # "x = 2k, k in Z": the condition is left out
-        return told[0] if len(told) == 1 else Node("list", tuple(told))
-    if all(i.kind == "relation" and not {"=", "~"} & set(i.parts[0]) for i in items):
-        return Node("union" if "or" in joints else "meet", tuple(items))
-    return Node("tuple" if any(i == Node("name", ("...",)) for i in items) else "list", tuple(items))
+    def relation(self):
+        """Node("relation", (signs, which sides are names such as f(x) or words, *sides))"""
+        signs, named, sides = [], [], []
+        while True:
+            start = self.at
+            while self.peek().startswith('"'):
+                self.at += 1
+            words = " ".join(self.tokens[start:self.at]).replace('"', "").casefold()
+            side = Node("text", (words,)) if words else self.operation()
+            named.append(side.op in ("call", "text") or bool(NAME.fullmatch("".join(self.tokens[start:self.at]))))
+            sides.append(side)
+            sign = self.take(*RELATIONS) or words and self.take(":") and "="
+            if not sign:
+                break
+            signs.append(sign)
+        if set(signs) <= {">", ">="}:
+            signs, named, sides = [sign.replace(">", "<") for sign in signs[::-1]], named[::-1], sides[::-1]
+        return Node("relation", (tuple(signs), tuple(named), *sides)) if signs else side
 
-
-def relation(c):
-    """[label (":" | "=")] union {("=" | "<" | "in" | ...) union} [pmod]"""
-    start, sides, signs, named = c.at, [], [], []
-    while True:
-        if c.peek().startswith('"'):
-            words = [c.tokens[c.at]]
-            c.at += 1
-            while c.peek().startswith('"'):
-                words.append(c.tokens[c.at])
-                c.at += 1
-            side = Node("text", (" ".join(w[1:] for w in words).casefold(),))
-            sign = "=" if c.take(":") else c.take(*RELATIONS)
-        else:
-            side = union(c)
-            sign = c.take(*RELATIONS)
-        end = c.at - 1 if sign else c.at
-        sides.append(side)
-        named.append(bool(NAME.fullmatch("".join(c.tokens[start:end]))) or side.kind == "opaque")
-        if not sign:
-            break
-        signs.append(sign)
-        start = c.at
-    return Node("relation", (tuple(signs), tuple(sides), tuple(named))) if signs else sides[0]
-
-
-def union(c):
-    """sum {("cup" | "cap" | "minus") sum}"""
-    node = sum_(c)
-    while sign := c.take("\\cup", "\\cap", "\\setminus"):
-        node = Node({"\\cup": "union", "\\cap": "meet", "\\setminus": "without"}[sign], (node, sum_(c)))
-    return node
-
-
-def sum_(c):
-    """product {("+" | "-" | "+-") product}"""
-    node = product(c)
-    while sign := c.take("+", "-", "\\pm", "\\mp"):
-        node = Node(sign, (node, product(c)))
-    return node
-
-
-def product(c):
-    """factor {["*" | "/" | ":" | "mod"] factor | unit}"""
-    node = factor(c)
-    while True:
-        token = c.peek()
-        if sign := c.take("*", "/", ":", "\\bmod"):
-            if c.peek().startswith('"'):  # km / h
-                c.at += 1
-            else:
-                parts = node.parts if sign == ":" and node.kind == "ratio" else (node,)
-                node = Node("ratio" if sign == ":" else sign, (*parts, factor(c)))
-        elif token.startswith('"'):
-            c.at += 1
-            if c.take("^"):
-                argument(c)
-        elif c.take("\\pmod"):
-            node = Node("call pmod", (node, argument(c)))
-        elif starts_atom(c, token):
-            if c.tokens[c.at - 1].startswith('"'):
-                raise Unreadable("a unit in the middle")
-            node = Node("*", (node, factor(c)))
-        else:
-            return node
-
-
-def starts_atom(c, token):
-    """Whether a product goes on without a sign: 2x, 3(x + 1), x \\sin x."""
-    if token == "|":
-        return not c.bars
-    if token[:1].isdigit():
-        return c.tokens[c.at - 1] in ("!", ")")
-    return token in CLOSERS and token != "\\{" or token in ROUND or len(token) == 1 and token.isalpha() or token[:1] == "\\" and (
-        token[1:] in FUNCTIONS or token in LETTERS or token in DECORATIONS or token in OPAQUE or token in (
-            "\\frac", "\\sqrt", "\\binom", "\\pi", "\\begin", "\\infty"))
-
-
-def factor(c):
-    """("-" | "+" | "+-") factor | postfix ["^" factor]"""
-    c.depth += 1
-    if c.depth > MAX_DEPTH:
-        raise Unreadable(f"deeper than {MAX_DEPTH} brackets")
-    if sign := c.take("-", "+", "\\pm", "\\mp"):
-        node = factor(c)
-        if sign == "-":
-            node = Node(node.kind, (negative(node.parts[0]),)) if node.kind in ("percent", "degrees") else negative(node)
-        elif sign != "+":
-            node = Node(sign, (ZERO, node))
-    else:
-        node = postfix(c)
-        if c.take("^"):
-            if c.take("'"):
-                node = Node("name", ("".join(map(str, node.parts)) + "'",))
-            else:
-                node = Node("^", (node, factor(c)))
-    c.depth -= 1
-    return node
-
-
-def negative(node):
-    return Node("number", (-node.parts[0], node.parts[1])) if node.kind == "number" else Node("-", (ZERO, node))
-
-
-def postfix(c):
-    """atom {"!" | "%" | "degree" | "_" index | "'"}"""
-    token, node = c.peek(), atom(c)
-    while sign := c.take("!", "%", "\\degree", "_", "'"):
-        if sign == "_":
-            index = argument(c)
-            if token.isdigit() and index.kind == "number" and 2 <= index.parts[0] <= 36:
-                node = Node("number", (in_base(token, int(index.parts[0])), 0))
-            elif variables(index):
-                node = Node(f"call {token}", (index,))
-            else:
-                node = Node("name", (f"{token}_{show(index)}",))
-        elif sign == "'":
-            if node.kind != "name":
-                raise Unreadable("a prime without a name")
-            node = Node("name", (node.parts[0] + "'",))
-        else:
-            node = Node({"!": "!", "%": "percent", "\\degree": "degrees"}[sign], (node,))
-    return node
-
-
-def in_base(digits, base):
-    try:
-        return Fraction(int(digits, base))
-    except ValueError:
-        raise Unreadable(f"{digits} in base {base}") from None
-
-
-def atom(c):
-    """number | name | function | fraction | root | bracket | |absolute value| | matrix"""
-    token = c.peek()
-    c.at += 1
-    if token[:1].isdigit() or token[:1] == ".":
-        if token != "...":
-            return number(c, token)
-    if token in CLOSERS:
-        return bracket(c, token)
-    if token in ROUND:
-        kind, closer = ROUND[token]
-        outer, c.bars = c.bars, token == "|"
-        node = Node(kind, (sum_(c),))
-        c.bars = outer
-        c.expect(closer)
+    def operation(self, level=0):
+        if level == len(OPERATORS):
+            return self.product()
+        node = self.operation(level + 1)
+        while sign := self.take(*OPERATORS[level]):
+            node = Node(sign, (node, self.operation(level + 1)))
         return node
-    if token in ("\\frac", "\\binom"):
-        return Node({"\\frac": "/", "\\binom": "binom"}[token], (argument(c, 1), argument(c, 1)))
-    if token in ("\\sqrt", "\\cbrt"):
-        degree = Node("number", (Fraction(2 if token == "\\sqrt" else 3), 0))
-        if c.take("["):
-            degree = sum_(c)
-            c.expect("]")
-        return Node("root", (argument(c), degree))
-    if token[1:] in FUNCTIONS and token[0] == "\\":
-        return function(c, token[1:])
-    if token in OPAQUE:
-        bounds = tuple(relation_argument(c) for _ in range(2) if c.take("_", "^"))
-        return Node("opaque", (token, *bounds, product(c)))
-    if token == "\\begin":
-        return matrix(c)
-    if token in DECORATIONS:
-        inner = argument(c)
-        return inner if inner.kind == "number" else Node("name", (token + show(inner),))
-    if token in ("f", "g", "h") and c.peek() == "(":
-        inside = bracket(c, c.take("("))
-        return Node(f"call {token}", inside.parts if inside.kind == "tuple" else (inside,))
-    if token in CONSTANTS:
-        return CONSTANTS[token]
-    if token.startswith("\\mathbb "):
-        return Node("field", (token[-1],))
-    if len(token) == 1 and token.isalpha() or token in LETTERS or token == "...":
-        return Node("name", (token,))
-    raise Unreadable(f"{token!r} was not expected" if token else "something is missing at the end")
+
+    def product(self):
+        node, ratio = self.factor(), False
+        while True:
+            if sign := self.take("*", "/", ":", "\\bmod"):
+                if ratio and sign == ":":
+                    raise Unreadable("a ratio of three")
+                ratio = sign == ":"
+                if not self.peek().startswith('"'):  # km / h
+                    node = times(node, self.factor(), "/" if ratio else sign)
+            elif self.peek().startswith('"'):
+                self.at += 1
+                if self.take("^"):
+                    self.atom()
+            elif self.goes_on():
+                node = times(node, self.factor())
+            else:
+                return node
+
+    def goes_on(self):
+        """Whether a product goes on without a sign: 2x, 3(x + 1), x \\sin x."""
+        token = self.peek()
+        if token == "|" or token[:1].isdigit():
+            return not self.bars if token == "|" else self.tokens[self.at - 1] in ("!", ")")
+        return token in STARTERS or len(token) == 1 and token.isalpha()
+
+    def factor(self):
+        if sign := self.take("-", "+"):
+            node = self.factor()
+            if node.op == "number" and sign == "-":
+                return number(-node.args[0], node.args[1])
+            return times(number(-1), node) if sign == "-" else node
+        node = self.postfix()
+        return Node("^", (node, self.factor())) if self.take("^") else node
+
+    def postfix(self):
+        token, node = self.peek(), self.atom()
+        while sign := self.take("!", "%", "\\degree", "_", "'"):
+            if sign in "_'" and node.op not in ("name", "call"):
+                raise Unreadable(f"{sign!r} without a name")
+            index = self.atom() if sign == "_" else node
+            node = Node("call", (token + sign, index)) if sign in "_'" else Node(sign, (node,))
+        return node
+
+    def atom(self, digits=None):
+        """`digits`: take only so many of a number, as \\frac12 does."""
+        token = self.peek()
+        if digits and token.isdigit() and len(token) > digits:
+            self.tokens[self.at] = token[digits:]
+            return number(token[:digits])
+        self.at += 1
+        if token in CONSTANTS:
+            return CONSTANTS[token]
+        if token[:1].isdigit() or token[:1] == ".":
+            return literal(token)
+        if token == "-":
+            return times(number(-1), self.atom())
+        if token in CLOSERS:
+            return self.bracket(token)
+        if token in AROUND:
+            outer, self.bars = self.bars, token == "|"
+            node = Node(AROUND[token][0], (self.operation(),))
+            self.bars = outer
+            self.expect(AROUND[token][1])
+            return node
+        if token in ("\\frac", "\\binom"):
+            a, b = self.atom(1), self.atom(1)
+            if token == "\\binom":
+                a, b = Node("!", (a,)), Node("*", (Node("!", (b,)), Node("!", (Node("-", (a, b)),))))
+            return Node("/", (a, b))
+        if token == "\\sqrt":
+            degree = self.bracket("[") if self.take("[") else number(2)
+            return Node("^", (self.atom(), Node("/", (number(1), degree))))
+        if token in FUNCTIONS:
+            return self.function(token)
+        if token in UNKNOWN:
+            bounds = [self.atom() for _ in range(2) if self.take("_", "^")]
+            return Node("call", (token, *bounds, self.product() if bounds else self.atom()))
+        if token in ("f", "g", "h") and self.take("("):
+            return Node("call", (token, self.bracket("(")))
+        if token == "\\beginmatrix":
+            return self.matrix()
+        if len(token) == 1 and token.isalpha() or token in LETTERS:
+            return Node("name", (token,))
+        raise Unreadable(f"{token!r} was not expected" if token else "something is missing at the end")
+
+    def function(self, name):
+        """\\sin x, \\sin^2 x, \\sin(x + 1), \\log_2 8, \\max(2, 3)"""
+        given = {}
+        while mark := self.take("_", "^"):
+            given[mark] = self.atom()
+        bracketed = self.peek() in CLOSERS
+        inside = self.atom() if bracketed else self.factor()
+        while not bracketed and self.goes_on() and self.peek() not in FUNCTIONS and self.peek() not in CLOSERS:
+            inside = Node("*", (inside, self.factor()))
+        if given.get("^") == number(-1):
+            name = "\\arc" + name[1:] if given.pop("^") else name
+        if name == "\\log":
+            node = Node("/", (Node("\\ln", (inside,)), Node("\\ln", (given.get("_", number(10)),))))
+        elif name in ("\\exp", "\\cbrt"):
+            node = Node("^", (E, inside) if name == "\\exp" else (inside, number(Fraction(1, 3))))
+        else:
+            node = Node(name, inside.args if inside.op == "tuple" else (inside,))
+        return Node("^", (node, given["^"])) if "^" in given else node
+
+    def bracket(self, opener):
+        """(a), (a, b), [a, b), {a, b}"""
+        outer, self.bars = self.bars, False
+        empty = opener == "\\{" and self.peek() == "\\}"
+        inside = Node("list", ()) if empty else self.statement(CLOSERS[opener])
+        closer = self.expect(*CLOSERS[opener])
+        self.bars = outer
+        items = inside.args if inside.op == "list" else (inside,)
+        if opener == "\\{" or opener == "{" and len(items) > 1:
+            return Node("set", items)
+        if len(items) == 2 and opener + closer in ("[]", "[)", "(]"):
+            return Node("interval", (*items, opener + closer))
+        return Node("tuple", items) if len(items) > 1 else inside
+
+    def matrix(self):
+        """\\begin{pmatrix} a & b \\\\ c & d \\end{pmatrix}; a column is a tuple."""
+        rows = [[]]
+        while not self.take("\\endmatrix"):
+            if self.take("\\\\"):
+                rows.append([])
+            elif not self.take("&"):
+                rows[-1].append(self.operation())
+        rows = [Node("tuple", tuple(row)) for row in rows if row]
+        if len({len(row.args) for row in rows}) != 1:
+            raise Unreadable("rows of different lengths")
+        return Node("matrix", tuple(rows)) if len(rows[0].args) > 1 else Node("tuple", tuple(row.args[0] for row in rows))
 
 
-CONSTANTS = {"\\pi": Node("pi", ()), "e": Node("e", ()), "i": Node("i", ()), "\\infty": Node("infinity", ()), "\\emptyset": Node("set", ())}
-
-
-def number(c, token):
-    """Decimals, repeating decimals, mixed numbers. Keeps the digits after the point, for rounding."""
-    whole, point, decimals = token.partition(".")
-    repeated = re.search(r"[\\(]\D*(\d+)", decimals)
-    if repeated:
-        fixed, period = decimals[:repeated.start()], repeated[1]
-        tail = Fraction(int((fixed or "0") + period) - int(fixed or 0), 10 ** len(fixed) * (10 ** len(period) - 1))
-        return Node("number", (Fraction(int(whole or 0)) + tail, 0))
+def literal(token):
+    """12, 3.50, 1e3, 0.1(6), 101_2. Keeps the digits after the point, for rounding."""
+    if "_" in token:
+        digits, base = re.findall(r"\d+", token)
+        return number(int(digits, int(base)))
+    if repeating := re.match(r"(\d*)\.(\d*)[\\(]\D*(\d+)", token):
+        whole, fixed, period = repeating.groups()
+        tail = Fraction(int(fixed + period) - int(fixed or 0), 10 ** len(fixed) * (10 ** len(period) - 1))
+        return number(int(whole or 0) + tail)
     mantissa, _, exponent = token.lower().partition("e")
     if len(exponent) > 4:
         raise Unreadable("too large an exponent")
-    value = Fraction(mantissa + "0" if mantissa.endswith(".") else mantissa) * Fraction(10) ** int(exponent or 0)
-    if point or exponent:
-        return Node("number", (value, len(decimals) if not exponent else 0))
-    ahead = c.tokens[c.at:c.at + 3]
-    if len(ahead) == 3 and ahead[0].isdigit() and ahead[1] == "/" and ahead[2].isdigit():  # 1 1/2
-        c.at += 3
-        return Node("number", (value + Fraction(int(ahead[0]), int(ahead[2])), 0))
-    if ahead[0] == "\\frac":  # 1\frac{1}{2}
-        start, part = c.at, atom(c)
-        if all(p.kind == "number" for p in part.parts) and part.parts[1].parts[0]:
-            return Node("number", (value + part.parts[0].parts[0] / part.parts[1].parts[0], 0))
-        c.at = start
-    return Node("number", (value, 0))
-
-
-def argument(c, digits=None):
-    """What a command applies to: a group, or one token; \\frac takes the digits of \\frac12 one by one."""
-    if c.take("{"):
-        return bracket(c, "{")
-    token = c.peek()
-    if digits and token.isdigit() and len(token) > 1:
-        c.tokens[c.at] = token[digits:]
-        return Node("number", (Fraction(int(token[:digits])), 0))
-    return factor(c) if token == "-" else atom(c)
-
-
-def relation_argument(c):
-    """A bound of a sum or a limit: k = 0, x -> 0, n - 1."""
-    if not c.take("{"):
-        return atom(c)
-    sides = [sum_(c)]
-    while c.take("=", "->"):
-        sides.append(sum_(c))
-    c.expect("}")
-    return Node("tuple", tuple(sides))
-
-
-def function(c, name):
-    """\\sin x, \\sin^2 x, \\sin(x + 1), \\log_2 8, \\max(2, 3)"""
-    base = argument(c) if c.take("_") else None
-    power = argument(c) if c.take("^") else None
-    if base is None and c.take("_"):
-        base = argument(c)
-    if c.peek() in ("(", "{", "["):
-        inside = atom(c)
-        parts = inside.parts if inside.kind == "tuple" and name in ("max", "min", "gcd", "lcm") else (inside,)
-    else:
-        inside = factor(c)
-        while starts_atom(c, c.peek()) and c.peek()[1:] not in FUNCTIONS and c.peek() not in CLOSERS:
-            inside = Node("*", (inside, factor(c)))
-        parts = (inside,)
-    if power == MINUS_ONE and name in ("sin", "cos", "tan"):
-        name, power = "arc" + name, None
-    if name == "log":
-        node = Node("/", (Node("ln", parts), Node("ln", (base or Node("number", (Fraction(10), 0)),))))
-    else:
-        node = Node("root", (*parts, Node("number", (Fraction(3), 0)))) if name == "cbrt" else Node(name, parts)
-    return node if power is None else Node("^", (node, power))
-
-
-def bracket(c, opener):
-    """(a), (a, b), [a, b), {a, b}, {x | condition}"""
-    c.depth += 1
-    if c.depth > MAX_DEPTH:
-        raise Unreadable(f"deeper than {MAX_DEPTH} brackets")
-    outer, c.bars = c.bars, False
-    closers, items = CLOSERS[opener], []
-    if opener == "\\{" and (bar := builder(c)):
-        c.at = bar + 1
-        items = [statement(c, closers)]
-        c.expect(*closers)
-        c.bars, c.depth = outer, c.depth - 1
-        return items[0]
-    while c.peek() not in closers:
-        if items and not c.take(",", ";", "and"):
-            raise Unreadable(f"{c.peek()!r} was not expected")
-        if c.peek() == "and":
-            c.at += 1
-        items.append(relation(c) if opener in ("\\{", "{") else union(c))
-        if len(items) > MAX_ITEMS:
-            raise Unreadable(f"more than {MAX_ITEMS} items")
-    closer = c.take(*closers)
-    c.bars, c.depth = outer, c.depth - 1
-    if opener == "\\{" or opener == "{" and len(items) > 1:
-        return Node("set", tuple(items))
-    if not items:
-        raise Unreadable("an empty bracket")
-    if len(items) == 1:
-        return items[0]
-    if len(items) == 2 and opener + closer != "()" and opener in "([":
-        return Node("interval", (*items, opener + closer))
-    return Node("tuple", tuple(items))
-
-
-def builder(c):
-    """Where the bar of {x | ...} or {x in R : ...} stands; 0 if this is no such set."""
-    ahead = c.tokens[c.at + 1:c.at + 4]
-    if ahead[:1] and ahead[0] in ("|", ":"):
-        return c.at + 1
-    return c.at + 3 if len(ahead) == 3 and ahead[0] == "\\in" and ahead[2] in ("|", ":") else 0
-
-
-def matrix(c):
-    """\\begin{pmatrix} a & b \\\\ c & d \\end{pmatrix}; with v in front its determinant."""
-    name = c.tokens[c.at]
-    c.at += 1
-    if name not in ("matrix", "pmatrix", "bmatrix", "vmatrix", "array", "smallmatrix", "Bmatrix"):
-        raise Unreadable(f"no reading for {name}")
-    rows = [[]]
-    while not c.take("\\end"):
-        if c.take("\\\\"):
-            rows.append([])
-        elif not c.take("&"):
-            rows[-1].append(sum_(c))
-    c.at += 1
-    rows = tuple(Node("tuple", tuple(row)) for row in rows if row)
-    if not rows or len({len(row.parts) for row in rows}) > 1:
-        raise Unreadable("rows of different lengths")
-    return Node("det" if name == "vmatrix" else "matrix", rows)
+    decimals = 0 if exponent else len(mantissa.partition(".")[2])
+    return number(Fraction(mantissa.rstrip(".")) * Fraction(10) ** int(exponent or 0), decimals)
 
 
 def children(node):
-    """The nodes among the parts; a relation keeps its sides one level down."""
-    return node.parts[1] if node.kind == "relation" else [p for p in node.parts if isinstance(p, Node)]
-
-
-def spread(node):
-    """Every plus-minus as two values: 1 +- 2 -> the list 1 + 2, 1 - 2. Within (+-1, +-2) each sign is free."""
-    values = versions(node)
-    if node.kind in ("list", "set"):
-        return Node(node.kind, tuple(itertools.chain(*map(versions, node.parts))))
-    return node if len(values) == 1 else Node("list", tuple(values))
-
-
-def versions(node):
-    used = signs_in(node)
-    if not used:
-        return [node]
-    if node.kind == "tuple" and "\\mp" not in used:
-        choices = [versions(p) for p in node.parts]
-        if math.prod(map(len, choices)) > MAX_ITEMS:
-            raise Unreadable("too many signs")
-        return [Node("tuple", parts) for parts in itertools.product(*choices)]
-    return [signed(node, "+", "-"), signed(node, "-", "+")]
-
-
-def signs_in(node):
-    return {node.kind} & {"\\pm", "\\mp"} | set().union(*map(signs_in, children(node)))
-
-
-def signed(node, plus, minus):
-    change = lambda part: signed(part, plus, minus) if isinstance(part, Node) else tuple(map(change, part)) if type(part) is tuple else part
-    return Node({"\\pm": plus, "\\mp": minus}.get(node.kind, node.kind), tuple(map(change, node.parts)))
+    return [part for part in node.args if isinstance(part, Node)]
 
 
 @lru_cache(4096)
 def variables(node):
     """The names in a tree, and its unknown functions."""
-    found, left = set(), [node]
-    while left:
-        node = left.pop()
-        if node.kind == "name" or node.kind.startswith("call "):
-            found.add(node.parts[0] if node.kind == "name" else node.kind)
-        left += children(node)
-    return frozenset(found)
-
-
-def show(node):
-    """A tree as text: (+ 1 (root 2 2))."""
-    if not isinstance(node, Node):
-        return " ".join(map(show, node)) if type(node) is tuple else str(node)
-    if node.kind in ("number", "name"):
-        return str(node.parts[0])
-    return f"({' '.join([node.kind, *map(show, node.parts)])})" if node.parts else node.kind
+    own = {node.op + " " + node.args[0]} if node.op in ("name", "call") else ()
+    return frozenset(own).union(*map(variables, children(node)))
 
 
 # ---- 3a. compare: numbers -------------------------------------------------------------------------------------------
@@ -723,93 +512,71 @@ def show(node):
 # it is zero: that is the only tolerance, and it is relative to what was added.
 
 CONTEXT = Context(prec=50, Emin=-10**6, Emax=10**6, traps=[InvalidOperation, DivisionByZero, Overflow, Underflow])
-PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494")
-NOTHING = {Decimal: Decimal("1e-40"), complex: 1e-9}
-FAILURES = (Unreadable, ArithmeticError, DecimalException, ValueError, TypeError, RecursionError)
+PI, INFINITY = Decimal("3.14159265358979323846264338327950288419716939937510582097494"), Decimal("Infinity")
+NOTHING = {Fraction: 0, Decimal: Decimal("1e-40"), complex: 1e-9}
+FAILURES = (Unreadable, ArithmeticError, DecimalException, ValueError, TypeError, LookupError, AttributeError, RecursionError)
 RANDOM = random.Random()
 RANGES = ((1, 4), (0, 1), (2, 9), (0, 1), (-4, -1), (-1, 0), (1, 30))
 
 
 def decimal(x):
-    return Decimal(x.numerator) / Decimal(x.denominator) if isinstance(x, Fraction) else x
+    return Decimal(x.numerator) / Decimal(x.denominator) if type(x) is Fraction else x
 
 
-def alike(a, b):
-    """Both as the wider type of the two."""
-    if type(a) is type(b):
-        return a, b
-    if complex in (type(a), type(b)):
-        return complex(a), complex(b)
-    return decimal(a), decimal(b)
+def widened(operate):
+    """The operation on two numbers of one type, the wider of theirs. Too large a fraction becomes a decimal."""
+    def apply(a, b):
+        if type(a) is not type(b):
+            a, b = map(complex if complex in (type(a), type(b)) else decimal, (a, b))
+        result = operate(a, b)
+        large = type(result) is Fraction and max(result.numerator.bit_length(), result.denominator.bit_length()) > MAX_BITS
+        return decimal(result) if large else result
+    return apply
 
 
-def bounded(x):
-    if type(x) is Fraction and max(x.numerator.bit_length(), x.denominator.bit_length()) > MAX_BITS:
-        return decimal(x)
-    return x
-
-
+@widened
 def add(a, b):
-    a, b = alike(a, b)
-    if type(a) is Fraction:
-        return bounded(a + b)
     total = a + b
-    return Fraction(0) if abs(total) <= NOTHING[type(a)] * max(abs(a), abs(b)) else total
+    return Fraction(0) if abs(total) < NOTHING[type(a)] * max(abs(a), abs(b)) else total
+
+
+multiply, divide = widened(operator.mul), widened(operator.truediv)
 
 
 def subtract(a, b):
     return add(a, -b)
 
 
-def multiply(a, b):
-    a, b = alike(a, b)
-    return bounded(a * b)
-
-
-def divide(a, b):
-    a, b = alike(a, b)
-    return bounded(a / b)
-
-
 def power(a, b):
     if type(b) is Fraction and b.denominator == 1 and type(a) is not Decimal:
-        n = int(b)
-        if type(a) is complex:
-            return a ** n
-        if abs(n) * max(a.numerator.bit_length(), a.denominator.bit_length()) <= MAX_BITS:
-            return a ** n
-        sign = -1 if a < 0 and n % 2 else 1
-        return sign * decimal(abs(a)) ** n
+        if type(a) is complex or abs(b) * max(a.numerator.bit_length(), a.denominator.bit_length()) <= MAX_BITS:
+            return a ** int(b)
+        return decimal(a) ** int(b)
     if complex in (type(a), type(b)):
         return complex(a) ** complex(b)
-    if a == 0:
-        return Fraction(0) if b > 0 else 1 / Fraction(0)
-    if a < 0 and type(b) is Fraction and b.denominator % 2 and b.denominator < 10:  # the real root, not the principal one
-        return power(-a, b) * (-1 if b.numerator % 2 else 1)
-    if a < 0:
-        return complex(a) ** complex(b)
-    result = decimal(a) ** decimal(b)
-    nearest = result.to_integral_value() if result < 10**15 else result
-    return Fraction(int(nearest)) if nearest and result < 10**15 and subtract(result, nearest) == 0 else result
+    if a < 0:  # where there is a real root it is meant, not the principal one
+        odd = type(b) is Fraction and b.denominator % 2
+        return multiply(power(-a, b), Fraction(-1) ** b.numerator) if odd else complex(a) ** complex(b)
+    if not a:
+        return Fraction(0) ** (1 if b > 0 else -1)
+    return integral(decimal(a).sqrt() if b == Fraction(1, 2) else decimal(a) ** decimal(b))
 
 
-def root(x, degree):
-    if type(x) is Fraction and degree == 2 and x >= 0:
-        exact = Fraction(math.isqrt(x.numerator), math.isqrt(x.denominator))
-        return exact if exact * exact == x else decimal(x).sqrt()
-    return power(x, divide(Fraction(1), degree))
+def integral(x):
+    """As a fraction if it is a whole number, but for the last digits."""
+    if type(x) is Decimal and x < 10**15 and not subtract(x, nearest := x.to_integral_value()):
+        return Fraction(int(nearest))
+    return x
+
+
+def factorial(x):
+    if type(x) is Fraction and x.denominator == 1 and 0 <= x <= MAX_FACTORIAL:
+        return Fraction(math.factorial(int(x)))
+    return complex(math.gamma(float(x) + 1))  # overflows for large numbers: those have no value
 
 
 def real(exact, otherwise):
-    """A function of real numbers; complex ones, and those outside its domain, go to cmath."""
-    def apply(x):
-        try:
-            if type(x) is not complex:
-                return exact(decimal(x))
-        except InvalidOperation:
-            pass
-        return otherwise(complex(x))
-    return apply
+    return lambda x: otherwise(x) if type(x) is complex else exact(decimal(x))
 
 
 def sine(x):
@@ -817,109 +584,43 @@ def sine(x):
         raise Unreadable("the sine of a large number")
     turns = (x / PI).to_integral_value()
     x = decimal(add(x, -turns * PI))
-    term = total = x
-    for n in range(2, 80, 2):
+    term = total = -x if turns % 2 else x
+    for n in range(2, 60, 2):
         term = -term * x * x / (n * (n + 1))
         total += term
-        if not total or abs(term) < abs(total) * Decimal("1e-52"):
-            break
-    return -total if turns % 2 else total
-
-
-def cosine(x):
-    return sine(x + PI / 2)
-
-
-def arctangent(x):
-    for _ in range(4):
-        x = x / (1 + (1 + x * x).sqrt())
-    return 16 * sum((-1) ** n * x ** (2 * n + 1) / (2 * n + 1) for n in range(24))
-
-
-def arcsine(x):
-    return (PI / 2).copy_sign(x) if abs(x) == 1 else arctangent(x / (1 - x * x).sqrt())
-
-
-def inverse(x):
-    return divide(Fraction(1), x)
-
-
-def whole(rounding):
-    def apply(x):
-        nearest = x if type(x) is Fraction else decimal(x).to_integral_value()
-        return Fraction(rounding(nearest if subtract(x, nearest) == 0 else x))
-    return apply
-
-
-def factorial(x):
-    if type(x) is Fraction and x.denominator == 1 and x >= 0:
-        if x > MAX_FACTORIAL:
-            raise Unreadable("too large a factorial")
-        return Fraction(math.factorial(int(x)))
-    return complex(math.gamma(float(x) + 1))
-
-
-def binomial(n, k):
-    if all(type(x) is Fraction and x.denominator == 1 and 0 <= x <= MAX_FACTORIAL for x in (n, k)):
-        return Fraction(math.comb(int(n), int(k)))
-    return divide(factorial(n), multiply(factorial(k), factorial(subtract(n, k))))
-
-
-def determinant(*rows):
-    if any(len(row) != len(rows) for row in rows) or len(rows) > 4:
-        raise Unreadable("no determinant")
-    if len(rows) == 1:
-        return rows[0][0]
-    total = Fraction(0)
-    for i, x in enumerate(rows[0]):
-        term = multiply(x, determinant(*(row[:i] + row[i + 1:] for row in rows[1:])))
-        total = subtract(total, term) if i % 2 else add(total, term)
     return total
 
 
-def of_integers(function):
-    def apply(*numbers):
-        if any(type(x) is not Fraction or x.denominator != 1 for x in numbers):
-            raise Unreadable("no integer")
-        return Fraction(function(*map(int, numbers)))
-    return apply
-
-
-SIN, COS, LN, EXP = real(sine, cmath.sin), real(cosine, cmath.cos), real(Decimal.ln, cmath.log), real(Decimal.exp, cmath.exp)
-TAN = lambda x: divide(SIN(x), COS(x))
+SIN, COS, ONE = real(sine, cmath.sin), real(lambda x: sine(x + PI / 2), cmath.cos), Fraction(1)
 OPERATIONS = {
-    "+": add, "-": subtract, "*": multiply, "/": divide, "ratio": divide, "^": power, "root": root, "abs": abs, "!": factorial, "binom": binomial,
-    "\\bmod": of_integers(lambda a, b: a % b), "gcd": of_integers(math.gcd), "lcm": of_integers(math.lcm), "floor": whole(math.floor),
-    "ceil": whole(math.ceil), "max": lambda *x: max(map(decimal, x)), "min": lambda *x: min(map(decimal, x)),
-    "percent": lambda x: divide(x, Fraction(100)), "degrees": lambda x: multiply(x, PI / 180), "sin": SIN, "cos": COS, "tan": TAN,
-    "cot": lambda x: divide(COS(x), SIN(x)), "sec": lambda x: inverse(COS(x)), "csc": lambda x: inverse(SIN(x)), "ln": LN, "exp": EXP,
-    "sinh": lambda x: divide(subtract(EXP(x), EXP(-x)), Fraction(2)), "cosh": lambda x: divide(add(EXP(x), EXP(-x)), Fraction(2)),
-    "tanh": lambda x: divide(subtract(EXP(2 * x), EXP(-2 * x)), add(add(EXP(2 * x), EXP(-2 * x)), Fraction(2))) if x else x,
-    "arcsin": real(arcsine, cmath.asin), "arctan": real(arctangent, cmath.atan),
-    "arccos": real(lambda x: PI / 2 - arcsine(x), cmath.acos), "pi": lambda: PI, "e": lambda: Decimal(1).exp(), "i": lambda: 1j}
+    "+": add, "-": subtract, "*": multiply, "/": divide, "^": power, "!": factorial, "\\abs": abs,
+    "%": lambda x: divide(x, Fraction(100)), "\\degree": lambda x: multiply(x, PI / 180),
+    "pi": lambda: PI, "e": lambda: Decimal(1).exp(), "i": lambda: 1j, "infinity": lambda: INFINITY,
+    "\\sin": SIN, "\\cos": COS, "\\tan": lambda x: divide(SIN(x), COS(x)), "\\cot": lambda x: divide(COS(x), SIN(x)),
+    "\\sec": lambda x: divide(ONE, COS(x)), "\\csc": lambda x: divide(ONE, SIN(x)), "\\ln": real(Decimal.ln, cmath.log),
+    "\\arcsin": cmath.asin, "\\arccos": cmath.acos, "\\arctan": cmath.atan,
+    "\\max": lambda *x: max(x, key=decimal), "\\min": lambda *x: min(x, key=decimal),
+    "\\floor": lambda x: Fraction(math.floor(integral(x))), "\\ceil": lambda x: Fraction(math.ceil(integral(x))),
+    "\\bmod": widened(operator.mod), "\\gcd": lambda *x: Fraction(math.gcd(*(n.numerator for n in x))),
+    "\\lcm": lambda *x: Fraction(math.lcm(*(n.numerator for n in x)))}
 
 
 def evaluate(node, point, steps):
     """The number a tree stands for, its variables at `point`. `steps`: [how many operations are left]."""
-    kind = node.kind
-    if kind == "number":
-        return node.parts[0]
-    if kind == "name":
-        return point[node.parts[0]]
+    if node.op == "number":
+        return node.args[0]
+    if node.op == "name":
+        return point["name " + node.args[0]]
     steps[0] -= 1
     if steps[0] < 0:
         raise Unreadable(f"more than {MAX_STEPS} operations")
-    if kind == "^" and node.parts[0].kind == "e":
-        return EXP(evaluate(node.parts[1], point, steps))
-    if kind == "opaque" or kind.startswith("call "):  # an unknown function: any number, the same one for the same operands
-        operands = itertools.chain.from_iterable(p.parts if isinstance(p, Node) and p.kind == "tuple" else (p,) for p in node.parts)
-        key = [p if isinstance(p, str) else f"{complex(evaluate(p, point, steps)):.9g}" for p in operands]
-        return Fraction(hash((kind, *key)) % 99991 + 1, 9973)
-    if kind == "det":
-        return determinant(*(tuple(evaluate(p, point, steps) for p in row.parts) for row in node.parts))
-    if kind not in OPERATIONS:
-        raise Unreadable(f"{kind} is not a number")
-    return OPERATIONS[kind](*[evaluate(p, point, steps) for p in node.parts])
+    operands = [evaluate(child, point, steps) for child in children(node)]
+    if node.op in ("call", "relation", "tuple", "matrix"):  # an unknown function: any number, the same one for the same operands
+        key = (node.args[0] if node.op == "call" else node.op, point.get(""), *(f"{complex(x):.9g}" for x in operands))
+        return Fraction(hash(key) % 99991 + 1, 9973)
+    if node.op not in OPERATIONS:
+        raise Unreadable(f"{node.op} is not a number")
+    return OPERATIONS[node.op](*operands)
 
 
 @lru_cache(4096)
@@ -931,362 +632,211 @@ def constant(node):
         return None
 
 
-# ---- 3b. compare: answers -------------------------------------------------------------------------------------------
-
-def equal(a, b):
-    """Whether two trees are the same answer. Symmetric."""
-    if a == b:
-        return True
-    if a.kind in ("*", "-", "matrix") and b.kind in ("*", "-", "matrix") and (rows := entries(a)) and (others := entries(b)):
-        return len(rows) == len(others) and all(len(p) == len(q) and all(map(equal, p, q)) for p, q in zip(rows, others))
-    for kinds, compare in COMPARISONS:
-        if a.kind in kinds or b.kind in kinds:
-            return compare(a, b) if a.kind in kinds else compare(b, a)
-    return equal_numbers(a, b)
-
-
-def equal_texts(a, b):
-    return a.kind == b.kind and a.parts == b.parts
-
-
-def meaning(relation):
-    """What "x = 5", "f(x) = 5" or "2 + 3 = 5" defines; None if it only restricts, as "x + y = 5" does."""
-    signs, sides, named = relation.parts
-    if signs == ("\\in",):
-        return sides[1]
-    if not set(signs) <= {"=", "~"}:
-        return None
-    if signs[-1] == "~" and not named[-2]:
-        sides, named = sides[:-1], named[:-1]  # "22/7 = 3.14...": what stands before "about" is exact
-    values = [side for side, name in zip(sides, named) if not name]
-    return values[-1] if values and (any(named) or all(constant(v) is not None for v in values)) else None
-
-
-def equal_relations(a, b):
-    if b.kind != "relation":
-        value = meaning(a)
-        if value is not None:
-            return equal(value, b)
-        if region(a) and b.kind in ("interval", "tuple", "union", "meet", "set", "without"):
-            return equal_regions(a, b)
-        return solves(a, b)
-    x, y = meaning(a), meaning(b)
-    if x is not None and y is not None:
-        (name, _, *_), (other, _, *_) = a.parts[1], b.parts[1]
-        single = [len(r.parts[1]) == 2 and r.parts[0] == ("=",) and r.parts[2][0] for r in (a, b)]
-        if not all(single) or name == other or {name.kind, other.kind} != {"name"}:
-            return equal(x, y)
-    return bool(region(a) and region(b) and equal_regions(a, b)) or equal_chains(a, b)
-
-
-def equal_chains(a, b):
-    """Relations up to order, flip and scale: -x >= -1 is x <= 1, and 2y = 4x is y - 2x = 0."""
-    (signs, sides, _), (others, their_sides, _) = (upward(r) for r in (a, b))
-    if signs != others:
-        return False
-    if all(map(equal, sides, their_sides)) or signs == ("!=",) and all(map(equal, sides, their_sides[::-1])):
-        return True
-    if len(sides) > 2:
-        return set(signs) == {"="} and match(sides, their_sides)
-    difference, theirs = (Node("-", pair) for pair in (sides, their_sides))
-    names = variables(difference)
-    if names != variables(theirs) or not names:
-        return False
-    ratios = []
-    for point in points(names, 4):
-        x, y = (evaluate(d, point, [MAX_STEPS]) for d in (difference, theirs))
-        if x == 0 or y == 0:
-            return x == y
-        ratios.append(divide(x, y))
-    return all(subtract(r, ratios[0]) == 0 for r in ratios) and (signs[0] in ("=", "!=") or type(ratios[0]) is not complex and ratios[0] > 0)
-
-
-def upward(relation):
-    """The same with the signs < and <= only, where it has but > and >=."""
-    signs, sides, named = relation.parts
-    if set(signs) <= {">", ">="}:
-        return tuple(FLIPPED[s] for s in reversed(signs)), sides[::-1], named[::-1]
-    return relation.parts
-
-
-def solves(relation, value):
-    """2x + 4y = 3 against 3/4 - x/2: the one name that the value lacks, here y, must be linear, and be the value."""
-    signs, sides, _ = relation.parts
-    if signs != ("=",) or value.kind not in OPERATIONS and value.kind not in ("number", "name"):
-        return False
-    difference = Node("-", sides)
-    unknown = variables(difference) - variables(value)
-    if len(unknown) != 1 or not variables(value) <= variables(difference):
-        return False
-    name, = unknown
-    for point in points(variables(difference), 3):
-        v = evaluate(value, point, [MAX_STEPS])
-        at, near, far = (evaluate(difference, {**point, name: add(v, Fraction(k))}, [MAX_STEPS]) for k in (0, 1, 2))
-        if at != 0 or near == 0 or subtract(multiply(near, Fraction(2)), far) != 0:
-            return False
-    return True
-
-
-def equal_lists(a, b):
-    """Tuples in their order, lists and sets in any; a tuple against a list in its order."""
-    lists = ("list", "set", "tuple")
-    for one, other in ((a, b), (b, a)):
-        if one.kind in lists and len(one.parts) == 1 and other.kind not in lists:
-            return equal(one.parts[0], other)
-    if a.kind not in lists or b.kind not in lists:
-        return False
-    if "tuple" not in (a.kind, b.kind) and all(p.kind == "tuple" for p in a.parts + b.parts):  # a solution told twice is one
-        a, b = (Node("set", tuple(dict.fromkeys(x.parts))) for x in (a, b))
-    if len(a.parts) != len(b.parts):
-        return False
-    return all(map(equal, a.parts, b.parts)) if "tuple" in (a.kind, b.kind) else match(a.parts, b.parts)
-
-
-def equal_ratios(a, b):
-    """1:2:3 against 2:4:6; a ratio of two is a fraction."""
-    if a.kind != b.kind or len(a.parts) == len(b.parts) == 2:
-        return equal_numbers(a, b)
-    return len(a.parts) == len(b.parts) and all(
-        equal(Node("*", (x, b.parts[0])), Node("*", (y, a.parts[0]))) for x, y in zip(a.parts, b.parts))
-
-
-def match(these, those):
-    """Each has its partner, in any order. Two that cannot be compared are no partners."""
-    def partners(x, y):
-        try:
-            return equal(x, y)
-        except FAILURES:
-            return False
-
-    left = list(those)
-    for x in these:
-        partner = next((i for i, y in enumerate(left) if partners(x, y)), None)
-        if partner is None:
-            return False
-        del left[partner]
-    return not left
-
-
-def entries(node):
-    """The rows of a matrix, of a multiple of one, or of a product of two; None for anything else."""
-    if node.kind == "matrix":
-        return [row.parts for row in node.parts]
-    if node.kind not in ("*", "-"):
-        return None
-    a, b = map(entries, node.parts)
-    if a is None and b is not None:
-        return [tuple(Node(node.kind, (node.parts[0], x)) for x in row) for row in b]
-    if a is None or b is None or len(a[0]) != len(b) or node.kind == "-" or max(map(len, a + b)) > 4:
-        return None
-    return [tuple(functools.reduce(lambda s, t: Node("+", (s, t)), (Node("*", pair) for pair in zip(row, column)))
-                  for column in zip(*b)) for row in a]
-
-
-def equal_matrices(a, b):
-    flat = lambda m: m.parts[0].parts if len(m.parts) == 1 else tuple(row.parts[0] for row in m.parts if len(row.parts) == 1)
-    if b.kind == "tuple":
-        return len(flat(a)) == len(b.parts) and all(map(equal, flat(a), b.parts))
-    return False
-
-
-SETS = ("interval", "union", "meet", "without", "field")
-INFINITY = Decimal("Infinity")
-HOLDS = {"<": operator.lt, "<=": operator.le, "=": operator.eq, "!=": operator.ne}
-
-
-def region(node):
-    """A set of reals as (its boundaries, a test of membership); None if it is none."""
-    kind, parts = node.kind, node.parts
-    if kind == "field":
-        return ([], lambda x: True) if parts[0] == "R" else None
-    if kind in ("set", "list"):
-        ends = [limit(p) for p in parts]
-        return None if None in ends else (ends, lambda x: x in ends)
-    if kind == "interval" or kind == "tuple" and len(parts) == 2:
-        low, high = map(limit, parts[:2])
-        if low is None or high is None:
-            return None
-        left, right = parts[2] if kind == "interval" else "()"
-        return [low, high], lambda x: low < x < high or left == "[" and x == low or right == "]" and x == high
-    if kind in ("union", "meet", "without"):
-        inner = [region(p) for p in parts]
-        if None in inner:
-            return None
-        tests = [test for _, test in inner]
-        combined = {"union": lambda x: any(t(x) for t in tests), "meet": lambda x: all(t(x) for t in tests),
-                    "without": lambda x: tests[0](x) and not any(t(x) for t in tests[1:])}[kind]
-        return [end for ends, _ in inner for end in ends], combined
-    return region_of(*upward(node)) if kind == "relation" else None
-
-
-def region_of(signs, sides, named):
-    """x < 3, 2x + 1 <= 9, x != 5, x = 5, x in a set; and between two ends: 1 <= x < 2."""
-    if signs == ("\\in",):
-        return region(sides[1])
-    if not set(signs) <= set(HOLDS):
-        return None
-    if len(sides) == 3:
-        ends = limit(sides[0]), limit(sides[2])
-        if sides[1].kind != "name" or None in ends:
-            return None
-        return list(ends), lambda x: HOLDS[signs[0]](ends[0], x) and HOLDS[signs[1]](x, ends[1])
-    names = variables(Node("-", sides))
-    if len(sides) != 2 or len(names) != 1 or any(side.kind == "text" for side in sides):
-        return None
-    try:  # the difference of the sides at 0, 1 and 2: is it linear?
-        at = [evaluate(Node("-", sides), dict.fromkeys(names, Fraction(i)), [MAX_STEPS]) for i in (0, 1, 2)]
-        slope = subtract(at[1], at[0])
-        if slope == 0 or complex in map(type, at) or subtract(slope, subtract(at[2], at[1])) != 0:
-            return None
-    except FAILURES:
-        return None
-    end = decimal(-divide(at[0], slope))
-    return [end], lambda x: HOLDS[signs[0]](x, end) if slope > 0 else HOLDS[signs[0]](end, x)
-
-
-def limit(node):
-    """An end of an interval as a Decimal; None if it is no real number."""
-    if node.kind == "infinity":
-        return INFINITY
-    if node.kind in "+-" and node.parts[1].kind == "infinity":
-        return INFINITY if node.kind == "+" else -INFINITY
-    value = constant(node)
-    return None if value is None or type(value) is complex else decimal(value)
-
-
-def outline(node):
-    """A region's canonical form: boundaries in order, and membership below, at and above each, where it changes."""
-    ends, test = region(node)
-    distinct = []
-    for end in sorted(end for end in ends if abs(end) != INFINITY):
-        if not distinct or subtract(end, distinct[-1]) != 0:
-            distinct.append(end)
-    gaps = [(a + b) / 2 for a, b in zip(distinct, distinct[1:])]
-    between = [distinct[0] - 1, *gaps, distinct[-1] + 1] if distinct else [Decimal(0)]
-    inside = [test(x) for x in between]
-    edges = [(end, (inside[i], test(end), inside[i + 1])) for i, end in enumerate(distinct)]
-    return inside[0], [(end, pattern) for end, pattern in edges if len(set(pattern)) > 1]
-
-
-def equal_regions(a, b):
-    if b.kind == "relation" and (value := meaning(b)) is not None:
-        return equal(a, value)
-    if region(a) and region(b):
-        (first, edges), (other_first, others) = outline(a), outline(b)
-        return first == other_first and len(edges) == len(others) and all(
-            p == q and subtract(x, y) == 0 for (x, p), (y, q) in zip(edges, others))
-    if a.kind == "interval" and b.kind == "tuple" and a.parts[2] == "()" and len(b.parts) == 2:
-        return all(map(equal, a.parts[:2], b.parts))
-    if a.kind != b.kind:
-        return False
-    if a.kind == "interval":
-        return a.parts[2] == b.parts[2] and all(map(equal, a.parts[:2], b.parts[:2]))
-    return match(a.parts, b.parts) if all(isinstance(p, Node) for p in a.parts + b.parts) else a.parts == b.parts
-
-
-COMPARISONS = ((("relation",), equal_relations), (("text",), equal_texts), (SETS, equal_regions),
-               (("matrix",), equal_matrices), (("list", "set", "tuple"), equal_lists), (("ratio",), equal_ratios))
-
-
 def points(names, count):
     """Random places for the variables: prime denominators, so that no two of them are related by accident."""
     for i in range(count):
         low, high = RANGES[i % len(RANGES)]
-        yield {name: Fraction(RANDOM.randint(97 * low + 1, 97 * high - 1), 97) for name in sorted(names)}
+        yield {name: Fraction(RANDOM.randint(97 * low + 1, 97 * high - 1), 97) for name in ("", *sorted(names))}
 
 
-def readings(node):
-    """28% is 28 and 0.28; 60 degrees are 60 and pi/3."""
-    return (node.parts[0], node) if node.kind in ("percent", "degrees") else (node,)
+# ---- 3b. compare: sets of reals -------------------------------------------------------------------------------------
+# A set of reals is the sorted tuple of its cuts, where membership changes: (3, 0) just below 3, (3, 1) just above it.
+# So (-3, 5] is ((-3, 1), (5, 1)), the point 2 is ((2, 0), (2, 1)), and two sets are equal when their cuts are.
+
+LOW, HIGH = (-INFINITY, 1), (INFINITY, 0)
+COMBINED = {"\\cup": operator.or_, "\\cap": operator.and_, "\\setminus": operator.gt}
+
+
+def combined(op, a, b):
+    """The union, intersection or difference of two sets: walk along the cuts of both."""
+    cuts = []
+    for cut in sorted({*a, *b}):
+        inside = COMBINED[op](*(sum(other <= cut for other in side) % 2 for side in (a, b)))
+        if inside != len(cuts) % 2:
+            cuts.append(cut)
+    return tuple(cuts)
+
+
+def region(node):
+    """The set of reals that an interval, an inequality, a list or a combination of these means; None if it is none."""
+    op, args = node
+    if op == "interval" or op == "tuple" and len(args) == 2:
+        low, high = map(limit, args[:2])
+        left, right = args[2] if op == "interval" else "()"
+        if low is None or high is None:
+            return None
+        return ((low, int(left == "(")), (high, int(right == "]"))) if low < high else ()
+    if op == "relation":
+        sets, op = list(map(solutions, args[0], args[2:], args[3:])), "\\cap"
+    elif op in ("set", "list", *COMBINED):
+        sets, op = [region(part) for part in args], op if op in COMBINED else "\\cup"
+    else:
+        end = limit(node)
+        return None if end is None else ((end, 0), (end, 1))
+    return None if None in sets else reduce(partial(combined, op), sets) if sets else ()
+
+
+def solutions(sign, left, right):
+    """The numbers of which x < 3 or 3 < x holds."""
+    end = limit(right if left.op == "name" else left)
+    if end is None or "name" not in (left.op, right.op):
+        return None
+    if sign in ("<", "<="):
+        return (LOW, (end, int(sign == "<="))) if left.op == "name" else ((end, int(sign == "<")), HIGH)
+    return {"=": ((end, 0), (end, 1)), "!=": (LOW, (end, 0), (end, 1), HIGH)}.get(sign)
+
+
+def limit(node):
+    """An end of an interval as a Decimal; None if it is no real number."""
+    value = constant(node)
+    return None if value is None or type(value) is complex else decimal(value).normalize(Context(prec=40))
+
+
+# ---- 3c. compare: answers -------------------------------------------------------------------------------------------
+
+LOOSE = re.compile(r"(?<![0-9]) +| +(?![0-9])")
+CHOICE = re.compile(r"\(?([A-J])(?:[.:)]+(.*))?", re.S)
+MARK = re.compile(r"%|degree|percent|pct")
+
+
+def equal(a, b):
+    """Whether two trees are the same answer. Symmetric."""
+    ops = {a.op, b.op}
+    if a == b:
+        return True
+    if "relation" in ops:
+        return equal_relations(a, b)
+    if ops & {"text", "matrix"}:
+        return a.op == b.op == "matrix" and in_order(a.args, b.args)
+    if ops & {"interval", *COMBINED}:
+        cuts = region(a), region(b)
+        return a.op == b.op and in_order(a.args, b.args) if None in cuts else cuts[0] == cuts[1]
+    return equal_lists(a, b) if ops & {"list", "set", "tuple"} else equal_numbers(a, b)
+
+
+def in_order(these, those):
+    return len(these) == len(those) and all(equal(x, y) if isinstance(x, Node) else x == y for x, y in zip(these, those))
+
+
+def equal_lists(a, b):
+    """Tuples in their order, lists and sets in any; a tuple against a list in its order."""
+    these, those = (x.args if x.op in ("list", "set", "tuple") else (x,) for x in (a, b))
+    if "tuple" in (a.op, b.op):
+        return len(these) > 1 and in_order(these, those)
+    if all(part.op == "tuple" for part in these + those):  # a solution told twice is one
+        these, those = dict.fromkeys(these), dict.fromkeys(those)
+    left = list(those)
+    if len(these) != len(left) or len(left) > MAX_ITEMS:
+        return False
+    for x in these:
+        for y in left:
+            with suppress(*FAILURES):  # what cannot be compared differs
+                if equal(x, y):
+                    left.remove(y)
+                    break
+    return not left
+
+
+def meaning(node):
+    """What "x = 5", "f(x) = 5" or "2 + 3 = 5" defines; None if it only restricts, as "x + y = 5" does."""
+    if node.op != "relation":
+        return node
+    signs, named, *sides = node.args
+    if signs == ("\\in",):
+        return sides[1]
+    if signs[-1] == "~" and not named[-2]:
+        sides, named = sides[:-1], named[:-1]  # "22/7 = 3.14...": what stands before "about" is exact
+    values = [side for side, name in zip(sides, named) if not name]
+    defines = values and set(signs) <= {"=", "~"} and (any(named) or None not in map(constant, values))
+    return values[-1] if defines else None
+
+
+def equal_relations(a, b):
+    """By what they define, by the numbers they allow, or as equations: up to order, flip and scale."""
+    x, y, cuts = meaning(a), meaning(b), (region(a), region(b))
+    if x is not None and y is not None and equal(x, y):
+        return True
+    if None not in cuts or a.op != b.op:
+        return None not in cuts and cuts[0] == cuts[1]
+    (signs, _, *sides), (others, _, *their_sides) = a.args, b.args
+    if signs != others or len(sides) > 2 or in_order(sides, their_sides):
+        return signs == others and in_order(sides, their_sides)
+    if variables(a) != variables(b):
+        return False
+    ratios = []  # -x >= -y is x <= y, and 2y = 4x is y - 2x = 0
+    for point in points(variables(a), 4):
+        x, y = (evaluate(Node("-", tuple(pair)), point, [MAX_STEPS]) for pair in (sides, their_sides))
+        ratios.append(divide(x, y) if x and y else Fraction(0))
+    if any(not ratio or subtract(ratio, ratios[0]) for ratio in ratios):
+        return False
+    return signs[0] in ("=", "!=") or type(ratios[0]) is not complex and ratios[0] > 0
+
+
+def rounds_to(node, exact):
+    """A decimal of at least six digits, four after the point, is equal to what rounds to it."""
+    if node.op != "number" or node.args[1] < 4 or abs(node.args[0]) * 10 ** node.args[1] < 10**5:
+        return False
+    exact = Decimal(exact.real) if type(exact) is complex and not exact.imag else decimal(exact)
+    return type(exact) is Decimal and abs(exact - decimal(node.args[0])) < Decimal(1).scaleb(-node.args[1])
 
 
 def equal_numbers(a, b):
-    if a.kind == b.kind and a.kind in ("percent", "degrees"):
-        return equal_values(a.parts[0], b.parts[0])
-    return any(equal_values(x, y) for x, y in itertools.product(readings(a), readings(b)))
-
-
-def equal_values(a, b):
+    """Exactly, or to 50 digits; where there are variables, at random points."""
     x, y = constant(a), constant(b)
     if x is not None and y is not None:
-        return subtract(x, y) == 0 or rounds_to(a, x, y) or rounds_to(b, y, x)
-    if "infinity" in (a.kind, b.kind) or variables(a) != variables(b):
-        return limit(a) is not None and limit(a) == limit(b)
-    if not variables(a):
-        raise Unreadable("it has no value")
-    return equal_functions(a, b, variables(a))
-
-
-def rounds_to(node, written, exact):
-    """A decimal of at least six digits, four after the point, is equal to what rounds to it."""
-    if node.kind != "number" or node.parts[1] < 4 or abs(written.numerator) * 10 ** node.parts[1] < 10**5 * written.denominator:
+        return not subtract(x, y) or rounds_to(a, y) or rounds_to(b, x)
+    if x is not None or y is not None or variables(a) != variables(b):
         return False
-    return type(exact) is not complex and abs(decimal(exact) - decimal(written)) < Decimal(1).scaleb(-node.parts[1])
-
-
-def equal_functions(a, b, names):
-    """At random points, where both are real; where they hardly ever are, as complex numbers."""
-    steps, real_ones, others = [MAX_STEPS], 0, []
-    for point in points(names, 10):
+    steps, same = [MAX_STEPS], []
+    for point in points(variables(a), 10):
         try:
             x, y = evaluate(a, point, steps), evaluate(b, point, steps)
-        except FAILURES as error:
-            if steps[0] < 0:
-                raise Unreadable(str(error)) from None
+        except FAILURES:
             continue
-        same = subtract(x, y) == 0
-        if all(type(v) is not complex or abs(v.imag) <= 1e-9 * abs(v) for v in (x, y)):
-            if not same:
-                return False
-            real_ones += 1
-        else:
-            others.append(same)
-    if real_ones < 3 and not others:
-        if not real_ones:
-            raise Unreadable("it has no value at any point tried")
-    return real_ones >= 3 or all(others)
+        same.append((any(type(v) is complex and abs(v.imag) > 1e-9 * abs(v) for v in (x, y)), not subtract(x, y)))
+        if same[-1] == (False, False):
+            return False
+    if steps[0] < 0 or not same:
+        raise Unreadable("it has no value at the points tried")
+    return sum(not imaginary for imaginary, _ in same) >= 3 or all(agree for _, agree in same)
 
 
 def compare(gold: str, response: str):
     """(True, False or None; why; the two extracted answers)"""
     if not gold or not gold.strip():
         return False, "there is no gold answer", "", ""
-    a, b = find(gold, join_boxes=True), find(response)
+    a, b = extract(gold, join_boxes=True), extract(response)
     if not a or not b:
         return None, "no answer found", a, b
     if a == b:
         return True, "the same text", a, b
     if a.isdecimal() and b.isdecimal() and len(a) < MAX_ANSWER > len(b):
         return int(a) == int(b), "integers", a, b
+    with suppress(*FAILURES):
+        if response.count("box") > 1 and read(clean(a)).op in ("list", "set"):
+            b = extract(response, join_boxes=True)
+    try:
+        return *compare_answers(a, b), a, b
+    except FAILURES as error:
+        return None, f"unreadable: {error}", a, b
+
+
+def compare_answers(a, b):
     x, y = clean(a), clean(b)
-    result, why = compare_cleaned(x, y)
-    if result is not True and "box" in (response or "") and (joined := find(response, join_boxes=True)) != b:
-        try:
-            if read(x).kind in ("list", "set", "tuple"):
-                return *compare_cleaned(x, clean(joined)), a, joined
-        except Unreadable:
-            pass
-    return result, why, a, b
-
-
-def compare_cleaned(x, y):
-    if LOOSE.sub("", x) == LOOSE.sub("", y):
-        return True, "the same text but for spaces"
-    plain = [LOOSE.sub("", WHOLE_TEXT.sub(r"\1", s)) for s in (x, y)]
-    words = len(plain[0]) > 1 and (WHOLE_TEXT.fullmatch(x) or WHOLE_TEXT.fullmatch(y))
+    plain = [LOOSE.sub("", TEXT.sub(r"\1", s)) for s in (x, y)]
+    words = len(plain[0]) > 1 and (TEXT.fullmatch(x) or TEXT.fullmatch(y))
     if plain[0] == plain[1] or words and plain[0].casefold() == plain[1].casefold():
-        return True, "the same words"
-    letters = [CHOICE.fullmatch(WHOLE_TEXT.sub(r"\1", s)) for s in (x, y)]
+        return True, "the same text but for spaces and fonts"
+    letters = [CHOICE.fullmatch(s) for s in plain]
     if all(letters) and not all(m[2] for m in letters):
         return letters[0][1] == letters[1][1], "letters of a choice"
-    try:
-        with localcontext(CONTEXT):
-            same = equal(read(x), read(y))
-            if not same and "," in x and "," in y and (GROUPED.search(x) or GROUPED.search(y)):
-                same = equal(read(x, False), read(y, False))  # 100,200 may be one number or two
-    except FAILURES as error:
-        return None, f"unreadable: {error}"
-    return same, "compared as values"
+    with localcontext(CONTEXT):
+        if equal(read(x), read(y)):
+            return True, "the same value"
+        if bool(MARK.search(x)) != bool(MARK.search(y)):  # 28% is 28 and 0.28; 60 degrees are 60 and pi/3
+            return equal(read(x, marks=False), read(y, marks=False)), "compared without percent and degree signs"
+        lists = [clean(text, grouped=False) for text in (a, b) if "," in text]  # 100,200 may be one number or two
+        return len(lists) == 2 and lists != [x, y] and equal(*map(read, lists)), "compared as values"
 
 
 def grade(gold: str, response: str):
@@ -1304,9 +854,9 @@ VERDICT = re.compile(rf"""
   | \b{SUBJECT}\b (?P<middle> (?:[^.!?\n,;]|\.\d|,\d|,\s+(?=which|indeed|therefore|in\s+fact)){{0,80}}?)
     \b(?: (?P<good>correct(?:ly)?|right|accurate|valid|verified|confirmed|true|sound
                 |checks?\s+out|holds?(?:\s+up)?(?=\W*(?:[.!\n]|$))|indeed(?=\s+[-\d\\(]))
-      | (?P<bad>incorrect(?:ly)?|wrong|inaccurate|invalid|false|mistaken|erroneous|flawed|fails?) )\b
+      | (?:incorrect(?:ly)?|wrong|inaccurate|invalid|false|mistaken|erroneous|flawed|fails?) )\b
   | (?P<before> \b(?:is|are|was|be|n[o']t|seems|being)\s+(?:\w+\s+){{0,2}}?)
-    (?:(?P<good_one>correct|right|valid)|(?P<bad_one>incorrect|wrong|invalid))\s+(?:final\s+)?{SUBJECT}\b
+    (?:(?P<good_one>correct|right|valid)|incorrect|wrong|invalid)\s+(?:final\s+)?{SUBJECT}\b
 """, re.I | re.X)
 NEGATION = re.compile(r"\b(?:not|never|no\s+longer|cannot|neither|hardly|fails?\s+to|far\s+from)\b|n't\b", re.I)
 CONDITION = re.compile(r"\b(?:if|whether|is|suppose|assum\w+|unless|was|check|verify|see|does)\s+(?:that\s+|if\s+)?"
@@ -1315,24 +865,24 @@ QUESTION = re.compile(r"[^.!?\n]{0,200}\?")
 
 
 def verdict(text: str):
-    """The last "the answer is (in)correct" of a text, in its usual wordings: True, False, or None without any.
-
-    >>> verdict("Is the answer correct? 6 * 7 = 42, as it should. The answer is not wrong.")
-    True
-    """
+    """The last "the answer is (in)correct" of a text, in its usual wordings: True, False, or None without any."""
     text = MARKUP.sub("", (text or "")[-MAX_VERIFICATION:])
     last = None
     for m in VERDICT.finditer(text):
         if m["doubt"]:
             last = False
         elif not CONDITION.search(text, max(0, m.start() - 60), m.start()) and not QUESTION.match(text, m.end()):
-            said = bool(m["good"] or m["good_one"])
             negations = len(NEGATION.findall(m["middle"] or m["before"] or ""))
-            last = said if negations % 2 == 0 else not said
+            last = bool(m["good"] or m["good_one"]) == (negations % 2 == 0)
     return last
 
 
 # ---- command line ---------------------------------------------------------------------------------------------------
+
+def show(node):
+    """A tree as text: (+ x (number 1 0))."""
+    return f"({' '.join([node.op, *map(show, node.args)])})" if isinstance(node, Node) else str(node)
+
 
 def main(argv):
     if len(argv) != 2:
@@ -1340,11 +890,9 @@ def main(argv):
         return 2
     result, why, *answers = compare(*argv)
     for name, answer in zip(("gold", "answer"), answers):
-        try:
-            tree = show(read(clean(answer)))
-        except FAILURES as error:
-            tree = f"unreadable: {error}"
-        print(f"{name:8s} {answer}\n{'read as':8s} {tree}")
+        print(f"{name:8s} {answer}")
+        with suppress(*FAILURES):
+            print(f"{'read as':8s} {show(read(clean(answer)))}")
     print(f"{'verdict':8s} { {True: 'equal', False: 'not equal', None: 'unreadable'}[result]} ({why})")
     return 0
 
