@@ -22,6 +22,9 @@ from nanoverify.verifier import VERIFY_PROMPTS, agreement, verify
 from nanoverify.answers import extract
 
 
+MEASURED = 500  # answers on which a style is measured that does not go into the trajectories
+
+
 def flags(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="out/data", help="folder for trajectories, samples and statistics (default: %(default)s)")
@@ -35,7 +38,7 @@ def flags(argv):
     group.add_argument("--verifications", type=positive, default=2, help="tries per answer and style (default: %(default)s)")
     group.add_argument("--styles", nargs="+", choices=tuple(VERIFY_PROMPTS), default=["confirmative"],
                        help="styles that go into the trajectories; both are measured (default: %(default)s)")
-    group.add_argument("--keep-easy", type=float, default=0.24, help="share kept of questions never answered wrong (default: %(default)s)")
+    group.add_argument("--keep-easy", type=float, default=1.0, help="share kept of questions never answered wrong; paper's code: 0.24 (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.samples < 2:
         raise InputError(f"--samples {args.samples}: difficulty needs at least 2 answers per question")
@@ -75,7 +78,8 @@ def main(argv=None):
         rights = [j == len(chosen[i]) - 1 for i, j in claims]
         kept, agreements = collections.defaultdict(list), {}
         for number, style in enumerate(VERIFY_PROMPTS):
-            written = verify(judge, judge_tokenizer, pairs, style, args.verifications, args.max_new_tokens, args.temperature,
+            asked = slice(None) if style in args.styles else slice(MEASURED)
+            written = verify(judge, judge_tokenizer, pairs[asked], style, args.verifications, args.max_new_tokens, args.temperature,
                              args.seed + number + 1, args.batch_size, style)
             agreements[style] = agreement([(v.verdict, right) for row, right in zip(written, rights) for v in row])
             for claim, right, row in zip(claims, rights, written):

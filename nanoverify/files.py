@@ -47,9 +47,10 @@ def read_jsonl(path):
             continue
         try:
             row = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError:
+            json.dumps(row, ensure_ascii=False).encode("utf-8")  # "\ud800" is valid JSON but no text
+        except UnicodeError:
             raise InputError(f"{path}:{number}: not valid UTF-8")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}:{number}: not valid JSON: {error}")
         if not isinstance(row, dict):
             raise InputError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
@@ -58,7 +59,11 @@ def read_jsonl(path):
 
 def write_jsonl(path, rows):
     """rows: dicts, one line each."""
-    with open(path, "w", encoding="utf-8") as file:
+    try:
+        file = open(path, "w", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}")
+    with file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -74,6 +79,7 @@ def output_folder(path):
         raise InputError(f"--out {path}: is a file, not a folder")
     if path.is_dir() and any(path.iterdir()) and not (path / "arguments.json").exists():
         raise InputError(f"--out {path}: holds other files; choose a folder that is new, empty or an earlier output")
+    path = path.resolve()  # a link to a folder is followed
     temporary = path.with_name(path.name + ".part")
     try:
         shutil.rmtree(temporary, ignore_errors=True)

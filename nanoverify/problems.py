@@ -11,6 +11,7 @@ never end up on different sides.
 import hashlib
 import math
 import random
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -211,13 +212,13 @@ def read_problems(paths) -> list[Problem]:
             if not answer:
                 raise InputError(f"{where}: no final answer in 'answer' (or 'solution')")
             level = row.get("level")
-            digits = "".join(c for c in str(level) if c.isdigit())
+            digits = re.search(r"[0-9]{1,9}", str(level))  # 3, "3" or "Level 3"
             identity = str(row.get("id", row.get("unique_id", f"{Path(path).stem}-{number}")))
             if identity in seen:
                 raise InputError(f"{where}: id {identity!r} was used before, in {seen[identity]}")
             seen[identity] = where
             family = str(row.get("family", row.get("type", Path(path).stem)))
-            problems.append(Problem(identity, question.strip(), answer, family, int(digits) if digits else None))
+            problems.append(Problem(identity, question.strip(), answer, family, int(digits[0]) if digits else None))
     if not problems:
         raise InputError(f"{', '.join(map(str, paths))}: no questions in it")
     return problems

@@ -156,7 +156,7 @@ def generate(model, prompts: list[list[int]], samples_per_prompt: int, max_new_t
 
     while active or waiting:
         free = (capacity - len(active)) // samples_per_prompt
-        if waiting and (not active or free * samples_per_prompt >= capacity // 4):
+        if waiting and free and (not active or free * samples_per_prompt >= capacity // 4):
             group, waiting = waiting[:free], waiting[free:]
             read, logits = prefill(model, [prompts[i] for i in group])
             new = [sample for i in group for sample in samples[i]]
