@@ -6,7 +6,8 @@
     4. update        clipped policy gradient in several minibatches
 
 KL to the frozen SFT model goes into the reward, as -beta * (logp - ref_logp) of each token, at the rollout policy.
-A response cut by the token limit has its last action, and its outcome, punished; its share is logged.
+A response cut by the token limit has the outcome -1; its last action, which is incomplete, gets no process reward
+(--punish-cut: -1, as in the released code). The share of cut responses is logged.
 
     python train_rl.py                                                          # out/sft -> out/rl
     python train_rl.py --reward outcome --lr 5e-7 --beta 0.05 --temperature 0.7 --prompts 64 --samples 4   # as in the paper
@@ -46,13 +47,14 @@ def flags(argv):
     group.add_argument("--reward", choices=("outcome", "process", "both"), default="both", help="default: %(default)s")
     group.add_argument("--advantage", choices=("group", "gae"), default="group",
                        help="group: leave-one-out and reward contexts; gae: value head (default: %(default)s)")
-    group.add_argument("--min-count", type=positive, default=10, help="a reward context seen less often has baseline 0 (default: %(default)s)")
-    group.add_argument("--beta", type=float, default=0.0, help="weight of the KL to the SFT model; paper: 0.05 (default: %(default)s)")
+    group.add_argument("--min-count", type=positive, default=1, help="a reward context seen less often has baseline 0; released code: 10 (default: %(default)s)")
+    group.add_argument("--beta", type=float, default=0.02, help="weight of the KL to the SFT model; paper: 0.05 (default: %(default)s)")
     group.add_argument("--gamma", type=float, default=1.0, help="discount per token, gae only (default: %(default)s)")
     group.add_argument("--lam", type=float, default=0.95, help="lambda, gae only (default: %(default)s)")
+    group.add_argument("--punish-cut", action="store_true", help="process reward -1 for an action cut by the token limit, instead of none; gae always does")
     group.add_argument("--shuffle-rewards", action="store_true", help="control: responses get each other's rewards; nothing may rise")
     group = parser.add_argument_group("update")
-    group.add_argument("--lr", type=float, default=3e-4, help="constant after 5 steps of warm-up; paper: 5e-7 (default: %(default)s)")
+    group.add_argument("--lr", type=float, default=5e-4, help="constant after 5 steps of warm-up; paper: 5e-7 (default: %(default)s)")
     group.add_argument("--value-lr", type=float, default=3e-3, help="of the value head (default: %(default)s)")
     group.add_argument("--minibatches", type=positive, default=4, help="optimizer steps per pass over a rollout (default: %(default)s)")
     group.add_argument("--epochs", type=positive, default=1, help="passes over a rollout (default: %(default)s)")
@@ -95,11 +97,12 @@ def forward(model, tokenizer, prompts, trajectories, args, value_head=None):
 def advantages_of(trajectories, kl, values, mask, totals, args, rng):
     """Advantages (B, T) on response tokens and, for GAE, returns. kl (B, T): logp - ref_logp of each token."""
     outcomes = [ppo.outcome_reward(t) for t in trajectories]
-    actions = [ppo.action_rewards(t) for t in trajectories]
+    actions = [ppo.action_rewards(t, args.punish_cut or args.advantage == "gae") for t in trajectories]
     if args.shuffle_rewards:
         outcomes = rng.sample(outcomes, len(outcomes))
-        flat = rng.sample(everything := [r for row in actions for r in row], len(everything))
-        actions = [[flat.pop() for _ in row] for row in actions]
+        pool = [reward for row in actions for reward in row]
+        rng.shuffle(pool)
+        actions = [[pool.pop() for _ in row] for row in actions]
     width = mask.shape[1]
     if args.advantage == "gae":
         per_action = [[process * (args.reward != "outcome") + (outcome if last and args.reward != "process" else 0.0)
@@ -163,7 +166,7 @@ def main(argv=None):
         torch.nn.init.zeros_(value_head.bias)
         groups.append({"params": value_head.parameters(), "lr": args.value_lr, "peak": args.value_lr})
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True)
-    rng = random.Random(args.seed)
+    rng, shuffler = random.Random(args.seed), random.Random(args.seed + 1)  # the control asks the same questions as the main run
     totals, queue = {}, []
     columns = earlier_evaluations(args) or {"start": report(evaluate(model, tokenizer, held_out, args))}
     print(f"{args.prompts} prompts x {args.samples} samples = {args.prompts * args.samples} responses per step, {args.minibatches * args.epochs} "
@@ -186,7 +189,7 @@ def main(argv=None):
             old = score(model, tokenizer, prompts, trajectories, args, value_head)  # log-probs, entropy, values
             mask = torch.tensor([[float(t < len(x.ids)) for t in range(old.shape[2])] for x in trajectories])
             kl = (old[0] - score(reference, tokenizer, prompts, trajectories, args)[0]) * mask if reference else torch.zeros_like(mask)
-            advantages, returns = advantages_of(trajectories, kl, old[2], mask, totals, args, rng)
+            advantages, returns = advantages_of(trajectories, kl, old[2], mask, totals, args, shuffler)
             clock.append(time.time())
             # 4. update
             for group in optimizer.param_groups:

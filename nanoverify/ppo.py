@@ -18,12 +18,16 @@ def outcome_reward(trajectory: Trajectory) -> float:
     return 1.0 if trajectory.finished and trajectory.solves[-1].right else -1.0
 
 
-def action_rewards(trajectory: Trajectory) -> list[float]:
-    """+1 or -1 for each action: a right solve; a verdict that agrees with the rule (none: -1). Cut: the last one gets -1."""
+def action_rewards(trajectory: Trajectory, punish_cut: bool = True) -> list[float]:
+    """+1 or -1 for each action: a right solve; a verdict that agrees with the rule (none: -1).
+
+    The last action of a response cut by the token limit gets -1 or, without `punish_cut`, no reward at all: the list is
+    one shorter. It was cut for its place, not for what it says, and where many are cut, -1 unlearns good checks.
+    """
     rewards = [1.0 if (action.right if action.kind == "solve" else action.verdict is action.right) else -1.0
                for action in trajectory.actions]
     if not trajectory.finished:
-        rewards[-1] = -1.0
+        rewards[-1:] = [-1.0] if punish_cut else []
     return rewards
 
 

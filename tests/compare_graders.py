@@ -18,7 +18,7 @@ def math_verify(gold, text):
     """As its README says; a bare answer is wrapped as a formula, since it extracts from text."""
     boxed = text if "\\boxed" in text or "$" in text or "answer" in text.lower() else f"${text}$"
     gold = gold if "\\boxed" in gold or "$" in gold else f"${gold}$"
-    return verify(parse(gold, parsing_timeout=None), parse(boxed, parsing_timeout=None), timeout_seconds=None)
+    return verify(parse(gold), parse(boxed))
 
 
 def cases(argv):

@@ -216,7 +216,7 @@ def test_value_loss():
 def settings(**changes):
     """Fields of train_rl's arguments that its steps use."""
     return SimpleNamespace(**{**dict(device="cpu", micro_tokens=8192, temperature=0.8, clip_low=0.2, clip_high=0.2, minibatches=1, epochs=1,
-                                     reward="both", advantage="group", min_count=1, beta=0.0, gamma=1.0, lam=0.95, shuffle_rewards=False,
+                                     reward="both", advantage="group", min_count=1, beta=0.0, gamma=1.0, lam=0.95, shuffle_rewards=False, punish_cut=True,
                                      samples=2), **changes})
 
 
