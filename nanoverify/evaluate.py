@@ -12,8 +12,7 @@ import argparse
 import json
 
 from nanoverify.files import run, write_jsonl
-from nanoverify.problems import FAMILIES, HELD_OUT, SOLVE_PROMPT, TRAINED, Problem, read_problems
-from nanoverify.problems import generate as generate_puzzles
+from nanoverify.problems import FAMILIES, HELD_OUT, SOLVE_PROMPT, TRAINED, Problem, make_puzzles, read_problems
 from nanoverify.sampler import generate
 from nanoverify.trajectory import Trajectory, as_row, parse, well_formed
 from nanoverify.verifier import agreement
@@ -126,7 +125,7 @@ def main(argv=None):
 
     model, tokenizer = load(args)
     problems = (read_problems(args.questions)[: args.test_count] if args.questions
-                else generate_puzzles("test", args.test_count, seed=0, families=args.families))
+                else make_puzzles("test", args.test_count, seed=0, families=args.families))
     rows = respond(model, tokenizer, problems, 1, args.max_new_tokens, args.temperature, args.seed, args.batch_size, "evaluate")
     trajectories = [t for row in rows for t in row]
     result = report(trajectories)

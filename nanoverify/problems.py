@@ -5,8 +5,8 @@ putting a number back means doing two to five small calculations, forwards. Five
 numbers. Who may see a puzzle is decided by a hash of its family and its numbers, so two wordings of the same puzzle
 never end up on different sides.
 
-    >>> generate("train", 1, seed=0)[0]
-    Problem(id='linear-1b9a...', question='27 increased by 2 times a number is 39. What is the number?', answer='6', family='linear', level=1)
+    >>> make_puzzles("train", 1, seed=0)[0]
+    Problem(id='...', question='27 increased by 2 times a number is 39. What is the number?', answer='6', family='linear', level=...)
 """
 import hashlib
 import math
@@ -167,7 +167,7 @@ def puzzle(rng: random.Random, family: str, level: int) -> tuple[str, dict, Prob
     return split_of(key), numbers, Problem(identity, question, str(x), family, level)
 
 
-def generate(split: str, count: int, seed: int, families=TRAINED) -> list[Problem]:
+def make_puzzles(split: str, count: int, seed: int, families=TRAINED) -> list[Problem]:
     """`count` distinct puzzles of one split, families and levels in equal shares as far as they reach."""
     rng = random.Random(f"{split} {seed}")
     cells = [(family, level) for level in LEVELS for family in families]

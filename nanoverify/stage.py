@@ -9,7 +9,7 @@ import torch
 
 from nanoverify.checkpoint import load_model
 from nanoverify.files import InputError, read_json, write_json
-from nanoverify.problems import Problem, generate, read_problems, split_of
+from nanoverify.problems import Problem, make_puzzles, read_problems, split_of
 from nanoverify.tokenizer import Tokenizer
 
 POLICY = str(Path(__file__).parent / "policy")  # the shipped initial policy
@@ -68,7 +68,7 @@ def autocast(device: str):
 def train_problems(args, count: int) -> list[Problem]:
     """At most `count` questions to learn from."""
     if not args.questions:
-        return generate("train", count, args.seed)
+        return make_puzzles("train", count, args.seed)
     problems = read_problems(args.questions)
     if not args.test_questions:
         problems = [problem for problem in problems if split_of(problem.question) == "train"]
@@ -84,7 +84,7 @@ def test_problems(args) -> list[Problem]:
         if not problems:
             raise InputError(f"{', '.join(args.questions)}: no question falls into the 15% kept for testing; give --test-questions")
     else:
-        return generate("test", args.test_count, seed=0)
+        return make_puzzles("test", args.test_count, seed=0)
     return random.Random(0).sample(problems, min(args.test_count, len(problems)))
 
 

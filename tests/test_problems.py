@@ -12,7 +12,7 @@ import pytest
 
 from nanoverify import pretrain
 from nanoverify.files import InputError
-from nanoverify.problems import FAMILIES, HELD_OUT, LEVELS, SOLVE_PROMPT, TRAINED, generate, puzzle, read_problems, split_of
+from nanoverify.problems import FAMILIES, HELD_OUT, LEVELS, SOLVE_PROMPT, TRAINED, make_puzzles, puzzle, read_problems, split_of
 
 ROOT = Path(__file__).parents[1]
 LEGS = {"chickens": 2, "rabbits": 4, "beetles": 6, "spiders": 8}
@@ -119,7 +119,7 @@ def test_splits_are_by_numbers(puzzles):
 
 def test_generated_splits_never_meet():
     """Bug: train and test share a puzzle for some pair of seeds."""
-    sets = {(split, seed): generate(split, count, seed) for split, count in (("train", 3000), ("test", 600), ("valid", 200)) for seed in (0, 1)}
+    sets = {(split, seed): make_puzzles(split, count, seed) for split, count in (("train", 3000), ("test", 600), ("valid", 200)) for seed in (0, 1)}
     for what in (lambda p: p.id, lambda p: p.question):
         by_split = {split: {what(p) for s in (0, 1) for p in sets[split, s]} for split in ("train", "test", "valid")}
         assert not by_split["train"] & by_split["test"] and not by_split["train"] & by_split["valid"] and not by_split["test"] & by_split["valid"]
@@ -138,10 +138,10 @@ def test_split_shares():
 def test_generator_is_deterministic():
     """Bug: the same seed gives other puzzles in another process (as with Python's own hash), or reads the global generator."""
     random.seed(1)
-    first = generate("train", 200, seed=3)
+    first = make_puzzles("train", 200, seed=3)
     random.seed(2)
-    assert generate("train", 200, seed=3) == first != generate("train", 200, seed=4)
-    code = "from nanoverify.problems import generate; print(repr(generate('train', 200, seed=3)))"
+    assert make_puzzles("train", 200, seed=3) == first != make_puzzles("train", 200, seed=4)
+    code = "from nanoverify.problems import make_puzzles; print(repr(make_puzzles('train', 200, seed=3)))"
     for hash_seed in "12":
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
         assert subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True).stdout.strip() == repr(first)
@@ -150,24 +150,24 @@ def test_generator_is_deterministic():
 def test_shares_of_families_and_levels():
     """Bug: a family or level is missing from a split, or crowds out the others."""
     for split in ("train", "test"):
-        counts = collections.Counter((p.family, p.level) for p in generate(split, 550, seed=0))
+        counts = collections.Counter((p.family, p.level) for p in make_puzzles(split, 550, seed=0))
         assert set(counts) == {(family, level) for family in TRAINED for level in LEVELS}
         assert max(counts.values()) <= 2.5 * 550 / len(counts)
 
 
 def test_thousands_exist():
     """Bug: ranges are so small that the generator runs dry, repeats itself, or never ends."""
-    problems = generate("train", 8000, seed=0)
+    problems = make_puzzles("train", 8000, seed=0)
     assert len({p.question for p in problems}) == 8000
     with pytest.raises(InputError, match="distinct test puzzles exist for linear"):
-        generate("test", 10 ** 6, seed=0, families=("linear",))
+        make_puzzles("test", 10 ** 6, seed=0, families=("linear",))
 
 
 def test_held_out_families():
     """Bug: a family for measuring transfer is trained on."""
     assert len(TRAINED) >= 8 and len(HELD_OUT) >= 1 and not set(TRAINED) & set(HELD_OUT) and set(TRAINED) | set(HELD_OUT) == set(FAMILIES)
     assert "tickets" not in pretrain.FAMILIES  # not even the shipped policy has met it
-    assert {p.family for p in generate("test", 40, seed=0, families=HELD_OUT)} == set(HELD_OUT)
+    assert {p.family for p in make_puzzles("test", 40, seed=0, families=HELD_OUT)} == set(HELD_OUT)
 
 
 # ---- readers --------------------------------------------------------------------------------------------------------
