@@ -20,7 +20,7 @@ Reading turns LaTeX or plain text into tokens, and by recursive descent into a t
 Limits. Units are dropped, not converted. Complex numbers, inverse trigonometry and factorials of fractions are compared
 to 9 digits only. `28%` reads as 28 and as 0.28, `60` degrees as 60 and as pi/3. A decimal of six digits or more (four
 after the point) also equals what rounds to it. Limits, sums, integrals and determinants are unknown functions, products
-of matrices unreadable. Work is bounded by the capitals below; beyond them an answer is unreadable.
+of matrices unreadable. Work is bounded by the MAX_ constants below; beyond them an answer is unreadable.
 """
 import cmath
 import itertools

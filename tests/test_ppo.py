@@ -45,6 +45,16 @@ def test_rewards():
     assert ppo.action_rewards(made("-++", finished=False)) == [-1, 1, -1]
 
 
+def test_a_cut_action_without_punishment():
+    """Bug: the cut action still gets a number, takes part in the baselines, or a finished response loses its last reward."""
+    cut, whole = made("-++", finished=False), made("-+++")
+    assert ppo.action_rewards(cut, punish_cut=False) == [-1, 1] and ppo.action_rewards(whole, punish_cut=False) == [-1, 1, 1, 1]
+    totals = {}
+    advantages = ppo.context_advantages([ppo.action_rewards(t, punish_cut=False) for t in (cut, whole)], totals, min_count=1)
+    assert totals[(-1, 1)] == [1, 1]  # the third action counts once, from the finished response
+    assert ppo.spread([[5, 7]], [cut], 8).tolist() == [[5, 5, 7, 7, 0, 0, 0, 0]] and len(advantages[0]) == 2
+
+
 def test_context_baselines_and_advantages():
     """Bug: the context holds the action itself, only the last reward, or the position; the baseline is per response."""
     totals = {}
