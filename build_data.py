@@ -15,7 +15,7 @@ import random
 from nanoverify.checkpoint import load_model
 from nanoverify.evaluate import respond, share
 from nanoverify.files import InputError, output_folder, run, write_json, write_jsonl
-from nanoverify.stage import add_model_flags, add_question_flags, load, positive, train_problems
+from nanoverify.stage import add_model_flags, add_question_flags, load, positive, print_memory, train_problems
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.trajectory import OPENING, as_row, attempts_for, choose_attempts, compose, loss_mask, parse, usable, well_formed
 from nanoverify.verifier import VERIFY_PROMPTS, agreement, verify
@@ -38,10 +38,13 @@ def flags(argv):
     group.add_argument("--verifications", type=positive, default=2, help="tries per answer and style (default: %(default)s)")
     group.add_argument("--styles", nargs="+", choices=tuple(VERIFY_PROMPTS), default=["confirmative"],
                        help="styles that go into the trajectories; both are measured (default: %(default)s)")
+    group.add_argument("--attempts", type=int, default=6, metavar="N", help="of the longest trajectories, for the hardest questions; paper: 4 (default: %(default)s)")
     group.add_argument("--keep-easy", type=float, default=1.0, help="share kept of questions never answered wrong; paper's code: 0.24 (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.samples < 2:
         raise InputError(f"--samples {args.samples}: difficulty needs at least 2 answers per question")
+    if args.attempts < 2:
+        raise InputError(f"--attempts {args.attempts}: a correction needs at least 2")
     if args.temperature <= 0:
         raise InputError(f"--temperature {args.temperature}: must be above 0, or all answers are the same")
     return args
@@ -49,6 +52,7 @@ def flags(argv):
 
 def main(argv=None):
     args = flags(argv)
+    print_memory(args)
     model, tokenizer = load(args)
     problems = train_problems(args, args.count)
     rng = random.Random(args.seed)
@@ -62,7 +66,7 @@ def main(argv=None):
             difficulty = share(not t.solves[-1].right for t in row)
             usable_rows = [t for t in row if t.finished and len(t.actions) == 1 and t.actions[0].answer]
             solves = choose_attempts([t.actions[0].text for t in usable_rows], [t.actions[0].right for t in usable_rows],
-                                     attempts_for(difficulty), rng)
+                                     attempts_for(difficulty, args.attempts), rng)
             if not solves:
                 dropped["no right answer among the samples"] += 1
             elif difficulty == 0 and rng.random() > args.keep_easy:

@@ -28,7 +28,7 @@ from nanoverify.evaluate import correction, evaluate, metrics, report, respond, 
 from nanoverify.files import InputError, output_folder, run, write_json, write_jsonl
 from nanoverify.problems import SOLVE_PROMPT
 from nanoverify.scoring import log_probs_and_entropy, micro_batches, pad
-from nanoverify.stage import add_model_flags, add_question_flags, autocast, earlier_evaluations, load, positive, save_evaluations, test_problems, train_problems
+from nanoverify.stage import add_model_flags, add_question_flags, add_training_flags, autocast, earlier_evaluations, load, positive, print_memory, save_evaluations, test_problems, train_problems
 from nanoverify.trajectory import as_row
 
 
@@ -43,11 +43,14 @@ def flags(argv):
     group.add_argument("--samples", type=int, default=8, metavar="M", help="responses per question; paper: 4 (default: %(default)s)")
     group.add_argument("--temperature", type=float, default=1.0, help="of rollouts and log-probs; paper: 0.7 (default: %(default)s)")
     group.add_argument("--count", type=positive, default=6000, help="training questions to draw from (default: %(default)s)")
+    group.add_argument("--filter", type=int, default=0, metavar="N",
+                       help="answer each question N times first and drop those always or never solved; 0: keep all (default: %(default)s)")
     group = parser.add_argument_group("reward and advantage")
     group.add_argument("--reward", choices=("outcome", "process", "both"), default="both", help="default: %(default)s")
     group.add_argument("--advantage", choices=("group", "gae"), default="group",
                        help="group: leave-one-out and reward contexts; gae: value head (default: %(default)s)")
     group.add_argument("--min-count", type=positive, default=1, help="a reward context seen less often has baseline 0; released code: 10 (default: %(default)s)")
+    group.add_argument("--decay", type=float, default=0.9, help="weight of earlier rollouts in a context's baseline, per step; 1: running mean, as in the released code; 0: this rollout alone (default: %(default)s)")
     group.add_argument("--beta", type=float, default=0.02, help="weight of the KL to the SFT model; paper: 0.05 (default: %(default)s)")
     group.add_argument("--gamma", type=float, default=1.0, help="discount per token, gae only (default: %(default)s)")
     group.add_argument("--lam", type=float, default=0.95, help="lambda, gae only (default: %(default)s)")
@@ -60,8 +63,8 @@ def flags(argv):
     group.add_argument("--epochs", type=positive, default=1, help="passes over a rollout (default: %(default)s)")
     group.add_argument("--clip-low", type=float, default=0.2, help="ratio stays above 1 - this (default: %(default)s)")
     group.add_argument("--clip-high", type=float, default=0.2, help="ratio stays below 1 + this (default: %(default)s)")
-    group.add_argument("--micro-tokens", type=positive, default=8192, help="padded tokens per forward pass; lower it if memory runs out (default: %(default)s)")
-    group.add_argument("--eval-every", type=int, default=0, metavar="STEPS", help="evaluate on the way; 0: only at the end")
+    group.add_argument("--dual-clip", type=float, default=3.0, help="ratio counts at most this much where the advantage is negative (default: %(default)s)")
+    add_training_flags(group)
     args = parser.parse_args(argv)
     if args.samples < 2:
         raise InputError(f"--samples {args.samples}: leave-one-out needs at least 2 responses per question")
@@ -115,7 +118,7 @@ def advantages_of(trajectories, kl, values, mask, totals, args, rng):
         per_response = ppo.leave_one_out(torch.tensor(outcomes).view(-1, args.samples))  # (P, M)
         advantages = advantages + per_response.view(-1, 1)
     if args.reward in ("process", "both"):
-        advantages = advantages + ppo.spread(ppo.context_advantages(actions, totals, args.min_count), trajectories, width)
+        advantages = advantages + ppo.spread(ppo.context_advantages(actions, totals, args.min_count, args.decay), trajectories, width)
     return advantages * mask, None
 
 
@@ -133,7 +136,7 @@ def update(model, value_head, optimizer, tokenizer, prompts, trajectories, advan
                 part = [batch[i] for i in part]
                 new, _, values = forward(model, tokenizer, [prompts[i] for i in part], [trajectories[i] for i in part], args, value_head)
                 flat = lambda x: torch.cat([x[i, : len(trajectories[i].ids)] for i in part]).to(new.device)
-                loss, found = ppo.ppo_loss(new, flat(old[0]), flat(advantages), args.clip_low, args.clip_high)
+                loss, found = ppo.ppo_loss(new, flat(old[0]), flat(advantages), args.clip_low, args.clip_high, args.dual_clip)
                 if value_head:
                     wrong = ppo.value_loss(values, flat(old[2]), flat(returns), clip=0.2)
                     loss = loss + 0.5 * wrong
@@ -153,9 +156,14 @@ def update(model, value_head, optimizer, tokenizer, prompts, trajectories, advan
 
 def main(argv=None):
     args = flags(argv)
+    print_memory(args, reference=args.beta > 0)
     model, tokenizer = load(args)
     reference = copy.deepcopy(model).requires_grad_(False) if args.beta else None
     problems, held_out = train_problems(args, args.count), test_problems(args)
+    if args.filter:
+        rows = respond(model, tokenizer, problems, args.filter, args.max_new_tokens, args.temperature, args.seed, args.batch_size, "filter")
+        problems = [problem for problem, row in zip(problems, rows) if 0 < share(t.solves[-1].right for t in row) < 1]
+        print(f"{len(problems)} of {len(rows)} questions are sometimes solved and sometimes not")
     if len(problems) < args.prompts:
         raise InputError(f"--prompts {args.prompts}: only {len(problems)} training questions")
     value_head = None

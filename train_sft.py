@@ -19,7 +19,7 @@ from nanoverify.evaluate import evaluate, metrics, report, table
 from nanoverify.files import InputError, output_folder, read_jsonl, run, write_json
 from nanoverify.problems import SOLVE_PROMPT, Problem
 from nanoverify.scoring import kl_divergence, log_probs_and_entropy, micro_batches, pad
-from nanoverify.stage import add_model_flags, add_question_flags, autocast, earlier_evaluations, load, positive, save_evaluations, test_problems
+from nanoverify.stage import add_model_flags, add_question_flags, add_training_flags, autocast, earlier_evaluations, load, positive, print_memory, save_evaluations, test_problems
 from nanoverify.trajectory import loss_mask, parse
 
 
@@ -33,10 +33,9 @@ def flags(argv):
     group.add_argument("--lr", type=float, default=2e-3, help="peak learning rate; linear to 0 after 5%% warm-up; paper: 5e-6 (default: %(default)s)")
     group.add_argument("--epochs", type=positive, default=4, help="default: %(default)s")
     group.add_argument("--batch", type=positive, default=32, help="trajectories per optimizer step (default: %(default)s)")
-    group.add_argument("--micro-tokens", type=positive, default=8192, help="padded tokens per forward pass; lower it if memory runs out (default: %(default)s)")
     group.add_argument("--kl", type=float, default=0.0, help="weight of KL(policy || base) on the learned tokens; paper: 0.1 (default: %(default)s)")
     group.add_argument("--max-length", type=positive, default=1024, help="longer trajectories are dropped and counted, in tokens with the prompt (default: %(default)s)")
-    group.add_argument("--eval-every", type=int, default=0, metavar="STEPS", help="evaluate on the way; 0: only at the end")
+    add_training_flags(group)
     return parser.parse_args(argv)
 
 
@@ -63,6 +62,7 @@ def read_rows(args, tokenizer, context: int):
 
 def main(argv=None):
     args = flags(argv)
+    print_memory(args, reference=args.kl > 0)
     model, tokenizer = load(args)
     rows, too_long = read_rows(args, tokenizer, model.config.max_position_embeddings)
     base = load_model(args.model, args.device).requires_grad_(False) if args.kl else None

@@ -11,11 +11,17 @@ class InputError(Exception):
 
 
 def run(main):
-    """Call a script's main(); an InputError becomes one line on stderr and exit code 2."""
+    """Call a script's main(); an InputError or a lack of memory becomes one line on stderr and exit code 2."""
     try:
         main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU has no class of its own
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        print("error: out of memory: lower --micro-tokens (training) or --batch-size (sampling), set --recompute, or take a smaller --model: "
+              + str(error).splitlines()[0], file=sys.stderr)
         sys.exit(2)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 # architectures[0] in config.json -> what that layout does beyond Llama
 SUPPORTED = {
@@ -192,6 +193,7 @@ class Transformer(nn.Module):
             self.lm_head.weight = self.model["embed_tokens"].weight
         # not a buffer: .to(torch.bfloat16) would round it, and the angles of far positions would be lost
         self.frequencies = rope_frequencies(config)
+        self.recompute = False  # True: keep only the input of each layer for the backward pass, and compute the rest again
 
     def hidden(self, ids, attention_mask=None, cache=None):
         """Final hidden states (B, T, D), from which `lm_head` makes logits where they are needed.
@@ -215,7 +217,10 @@ class Transformer(nn.Module):
         angle = positions[:, None, :, None] * self.frequencies  # (B or 1, 1, T, E/2)
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         for i, layer in enumerate(self.model["layers"]):
-            x = layer(x, cos, sin, mask, cache, i)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(layer, x, cos, sin, mask, cache, i, use_reentrant=False)
+            else:
+                x = layer(x, cos, sin, mask, cache, i)
         return self.model["norm"](x)
 
     def forward(self, ids, attention_mask=None, cache=None):

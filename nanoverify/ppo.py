@@ -44,12 +44,15 @@ def contexts(rewards: list[float]) -> list[tuple[float, ...]]:
     return [tuple(rewards[:i]) for i in range(len(rewards))]
 
 
-def context_advantages(responses: list[list[float]], totals: dict, min_count: int) -> list[list[float]]:
+def context_advantages(responses: list[list[float]], totals: dict, min_count: int, decay: float = 1.0) -> list[list[float]]:
     """Action reward minus the mean reward of all actions with the same context (method of the paper, section 3.3).
 
-    responses: action rewards of each response of the pool. totals: context -> [sum, count] over earlier pools, updated here;
-    pass {} for a baseline of this pool alone. A context seen fewer than `min_count` times has baseline 0.
+    responses: action rewards of each response of the pool. totals: context -> [sum, count] over earlier pools, updated here.
+    Earlier pools weigh `decay` for each pool since: 1 is a running mean over all, 0 is this pool alone. A context seen
+    fewer than `min_count` times (weighted) has baseline 0.
     """
+    for entry in totals.values():
+        entry[:] = entry[0] * decay, entry[1] * decay
     for rewards in responses:
         for context, reward in zip(contexts(rewards), rewards):
             entry = totals.setdefault(context, [0.0, 0])
@@ -101,15 +104,17 @@ def whiten(x, mask):
 
 # ---- losses: sums over tokens, to be divided by the tokens of the whole optimizer step --------------------------------
 
-def ppo_loss(new, old, advantages, clip_low: float, clip_high: float):
+def ppo_loss(new, old, advantages, clip_low: float, clip_high: float, dual_clip: float = 3.0):
     """-sum min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r = exp(new - old) (Schulman et al. 2017, eq. 7). All (N,).
 
+    Where A < 0, a large r is unbounded; there the term is at least dual_clip * A (Ye et al. 2020, eq. 5).
     Also the vital signs, as sums: approx_kl = r - 1 - log r; tokens clipped below and above.
     """
     log_ratio = (new - old).clamp(-20, 20)
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    loss = -torch.min(ratio * advantages, clipped * advantages).sum()
+    term = torch.min(ratio * advantages, clipped * advantages)
+    loss = -torch.where(advantages < 0, torch.max(term, dual_clip * advantages), term).sum()
     with torch.no_grad():
         signs = {"approx_kl": (ratio - 1 - log_ratio).sum().item(),
                  "clipped_low": ((ratio < 1 - clip_low) & (advantages < 0)).sum().item(),

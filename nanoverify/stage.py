@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanoverify.checkpoint import load_model
+from nanoverify import memory
+from nanoverify.checkpoint import load_config, load_model
 from nanoverify.files import InputError, read_json, write_json
 from nanoverify.problems import Problem, make_puzzles, read_problems, split_of
 from nanoverify.tokenizer import Tokenizer
@@ -39,6 +40,12 @@ def add_question_flags(parser):
     group.add_argument("--test-count", type=positive, default=500, help="questions evaluated (default: %(default)s)")
 
 
+def add_training_flags(group):
+    group.add_argument("--micro-tokens", type=positive, default=8192, help="padded tokens per forward pass; lower it if memory runs out (default: %(default)s)")
+    group.add_argument("--recompute", action="store_true", help="keep only layer inputs for the backward pass: far less memory, a third more time")
+    group.add_argument("--eval-every", type=int, default=0, metavar="STEPS", help="evaluate on the way; 0: only at the end")
+
+
 def set_up(args):
     """Seed everything, and check the device."""
     random.seed(args.seed)
@@ -55,7 +62,16 @@ def set_up(args):
 def load(args):
     """(model in fp32, tokenizer) of --model on --device."""
     set_up(args)
-    return load_model(args.model, args.device), Tokenizer.load(args.model)
+    model = load_model(args.model, args.device)
+    model.recompute = getattr(args, "recompute", False)
+    return model, Tokenizer.load(args.model)
+
+
+def print_memory(args, reference: bool = False):
+    """The computed memory of a stage, before its model is loaded. Prompts are taken to have at most 256 tokens."""
+    parts = memory.estimate(load_config(args.model), args.batch_size, args.max_new_tokens + 256, getattr(args, "micro_tokens", 0),
+                            getattr(args, "recompute", False), reference)
+    print(memory.line(parts))
 
 
 def autocast(device: str):

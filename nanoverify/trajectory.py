@@ -19,6 +19,7 @@ A response is one assistant message. Plain phrases open its actions, there are n
 `parse` is the one reader, for composed and for sampled responses alike. It works on the ids themselves: spans are
 token positions, an action's span begins with the phrase that opens it, and the last one holds the end token.
 """
+import math
 import re
 from bisect import bisect_left
 from dataclasses import asdict, dataclass
@@ -99,9 +100,10 @@ def loss_mask(trajectory: Trajectory) -> list[int]:
 
 # ---- composing for SFT ---------------------------------------------------------------------------------------------
 
-def attempts_for(wrong_share: float) -> int:
-    """How many attempts a question of this difficulty gets; the released code's table (w of 5: 0, 1, 2-3, 4-5) as shares."""
-    return 1 if wrong_share == 0 else 2 if wrong_share <= 0.2 else 3 if wrong_share <= 0.6 else 4
+def attempts_for(wrong_share: float, longest: int) -> int:
+    """How many attempts a question of this difficulty gets, 1 to `longest`. With 4 this is the table of the released code
+    (0, 1, 2-3, 4-5 wrong of 5 give 1, 2, 3, 4 attempts)."""
+    return 1 if wrong_share == 0 else max(2, 2 + math.ceil((longest - 2) * (wrong_share - 0.2) / 0.8 - 1e-9))
 
 
 def choose_attempts(texts: list[str], right: list[bool], count: int, rng) -> list[str]:

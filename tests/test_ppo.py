@@ -74,6 +74,14 @@ def test_context_totals_run_on():
     assert ppo.context_advantages([[1.0]], {}, min_count=1) == [[0]]
 
 
+def test_context_totals_fade():
+    """Bug: the newest pool fades too, or sums fade and counts do not."""
+    totals = {(): [4.0, 8]}
+    assert ppo.context_advantages([[1.0], [1.0]], totals, min_count=1, decay=0.5) == [[pytest.approx(1 - 4 / 6)]] * 2
+    assert totals == {(): [4, 6]}
+    assert ppo.context_advantages([[1.0], [-1.0]], totals, min_count=1, decay=0) == [[1], [-1]]  # this pool alone
+
+
 def test_leave_one_out():
     """Bug: the baseline contains the sample itself, or runs over the samples of other prompts."""
     torch.testing.assert_close(ppo.leave_one_out(torch.tensor([[1.0, 1, -1, -1]])), torch.tensor([[4, 4, -4, -4]]) / 3)
@@ -180,16 +188,18 @@ def test_one_step_moves_the_log_prob_as_the_advantage_says(A, seed):
 
 
 @pytest.mark.parametrize("A", [1.5, -1.5])
-@pytest.mark.parametrize("ratio", [0.5, 0.79, 0.81, 1.0, 1.29, 1.31, 2.0])
+@pytest.mark.parametrize("ratio", [0.5, 0.79, 0.81, 1.0, 1.29, 1.31, 2.0, 2.9, 3.1, 50.0])
 def test_clipping(ratio, A):
-    """Bug: max for min, or the wrong end of the band: the gradient is 0 exactly where the move has gone far enough in A's direction."""
+    """Bug: max for min, or the wrong end of the band: the gradient is 0 exactly where the move has gone far enough in A's direction,
+    or (dual clip) so far against a negative A that it would outweigh everything else."""
     old = torch.tensor([-2.0])
     new = (old + math.log(ratio)).requires_grad_()
-    loss, signs = ppo.ppo_loss(new, old, torch.tensor([A]), 0.2, 0.3)
+    loss, signs = ppo.ppo_loss(new, old, torch.tensor([A]), 0.2, 0.3, dual_clip=3.0)
     loss.backward()
     enough = ratio > 1.3 if A > 0 else ratio < 0.8
-    assert new.grad.item() == pytest.approx(0.0 if enough else -ratio * A, rel=1e-5)
-    assert loss.item() == pytest.approx(-min(ratio * A, min(max(ratio, 0.8), 1.3) * A), rel=1e-5)
+    far = A < 0 and ratio > 3
+    assert new.grad.item() == pytest.approx(0.0 if enough or far else -ratio * A, rel=1e-5)
+    assert loss.item() == pytest.approx(-3 * A if far else -min(ratio * A, min(max(ratio, 0.8), 1.3) * A), rel=1e-5)
     assert (signs["clipped_low"], signs["clipped_high"]) == (int(A < 0 and enough), int(A > 0 and enough))
     assert signs["approx_kl"] == pytest.approx(ratio - 1 - math.log(ratio), abs=1e-5)
     assert signs["ratio_min"] == signs["ratio_max"] == pytest.approx(ratio, rel=1e-5)
@@ -225,8 +235,8 @@ def test_value_loss():
 
 def settings(**changes):
     """Fields of train_rl's arguments that its steps use."""
-    return SimpleNamespace(**{**dict(device="cpu", micro_tokens=8192, temperature=0.8, clip_low=0.2, clip_high=0.2, minibatches=1, epochs=1,
-                                     reward="both", advantage="group", min_count=1, beta=0.0, gamma=1.0, lam=0.95, shuffle_rewards=False, punish_cut=True,
+    return SimpleNamespace(**{**dict(device="cpu", micro_tokens=8192, temperature=0.8, clip_low=0.2, clip_high=0.2, dual_clip=3.0, minibatches=1, epochs=1,
+                                     reward="both", advantage="group", min_count=1, decay=1.0, beta=0.0, gamma=1.0, lam=0.95, shuffle_rewards=False, punish_cut=True,
                                      samples=2), **changes})
 
 
@@ -375,6 +385,23 @@ def test_shuffled_rewards_keep_their_multiset(seed, monkeypatch):
     assert sorted(sum(seen["process"], [])) == sorted(sum(plain, []))
     outcomes = [ppo.outcome_reward(t) for t in trajectories]
     assert sorted(seen["outcome"].flatten().tolist()) == sorted(outcomes) and seen["outcome"].flatten().tolist() != outcomes
+
+
+def test_filter_keeps_what_is_sometimes_solved(tmp_path, monkeypatch, capsys):
+    """Bug: questions always or never solved stay, or the others go."""
+    save_policy(tmp_path / "policy")
+    answers = [["++", "+-"], ["--", "-+"], ["-+++", "--"], ["--", "-+++"]]  # always, never, sometimes, sometimes
+    asked = []
+
+    def respond(model, tokenizer, problems, *rest, **named):
+        asked.append(problems)
+        return [[made(signs) for signs in row] for row in answers] if len(asked) == 1 else 1 / 0
+
+    monkeypatch.setattr(train_rl, "respond", respond)
+    monkeypatch.setattr(train_rl, "evaluate", lambda *rest: [made("++")])
+    with pytest.raises(ZeroDivisionError):
+        train_rl.main(["--model", str(tmp_path / "policy"), "--out", str(tmp_path / "out"), "--prompts", "2", "--count", "4", "--filter", "2"])
+    assert len(asked[1]) == 2 and set(asked[1]) == set(asked[0][2:]) and "2 of 4 questions" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flags", [[], ["--advantage", "gae", "--beta", "0.1", "--reward", "outcome"]])

@@ -221,10 +221,12 @@ def test_well_formed(form, finished, expected):
 
 def test_attempts_for():
     """Bug: the table of the released code (w wrong of 5: 0 -> 1, 1 -> 2, 2-3 -> 3, 4-5 -> 4) is off by one, or falls somewhere."""
-    assert [attempts_for(w / 5) for w in range(6)] == [1, 2, 3, 3, 4, 4]
+    assert [attempts_for(w / 5, 4) for w in range(6)] == [1, 2, 3, 3, 4, 4]
+    assert [attempts_for(w / 5, 6) for w in range(6)] == [1, 2, 3, 4, 5, 6]
     for K in range(2, 17):
-        counts = [attempts_for(w / K) for w in range(K + 1)]
-        assert counts == sorted(counts) and counts[0] == 1 and counts[1] > 1 and counts[-1] == 4
+        for longest in range(2, 9):
+            counts = [attempts_for(w / K, longest) for w in range(K + 1)]
+            assert counts == sorted(counts) and counts[0] == 1 and counts[1] > 1 and counts[-1] == longest
 
 
 def test_choose_attempts():

@@ -1,0 +1,45 @@
+"""How much memory will a stage need? Computed from config.json and the flags before anything is loaded; not measured.
+
+Weights, gradients and both Adam moments are fp32 (the master copy), matrix products are bf16 under autocast. Sampling
+and training never overlap, so the peak is what stays plus the larger of the two. B sequences of T tokens, D width, V
+vocabulary, H query heads, K key/value heads, E head size.
+"""
+import torch
+
+from nanoverify.model import Config, Transformer
+from nanoverify.scoring import LOGITS
+
+
+def activation_bytes(config: Config, tokens: int, recompute: bool) -> int:
+    """What the backward pass keeps of `tokens` tokens (B x T), logits aside."""
+    D, I, L = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    HE, KE = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    # per token: residuals and norms in fp32 and their bf16 copies for each product; q, k, v, before and after the rotation; the MLP's three
+    layer = 26 * D + 8 * HE + 6 * KE + 8 * I
+    return tokens * (4 * D * L + layer if recompute else layer * L)
+
+
+def estimate(config: Config, batch_size: int, slots: int, micro_tokens: int = 0, recompute: bool = False, reference: bool = False) -> dict[str, int]:
+    """Bytes by purpose, and their `peak`. slots: tokens of the longest sequence that is sampled. micro_tokens 0: sampling only."""
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in Transformer(config).parameters())
+    parts = {"weights": 4 * parameters}
+    if micro_tokens:
+        parts |= {"gradients": 4 * parameters, "Adam": 8 * parameters}
+    if reference:
+        parts["reference"] = 4 * parameters
+    stays = sum(parts.values())
+    # logits, log-probs and their gradient, of at most LOGITS numbers at once
+    logits = 3 * 4 * min(LOGITS, micro_tokens * config.vocab_size)
+    parts["training"] = (2 * parameters + activation_bytes(config, micro_tokens, recompute) + logits) if micro_tokens else 0
+    parts["sampling"] = (2 * 4 * batch_size * slots * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+                         + 3 * 4 * batch_size * config.vocab_size)
+    return {**parts, "peak": stays + max(parts["training"], parts["sampling"])}
+
+
+def line(parts: dict[str, int]) -> str:
+    """'memory, computed: 14.2 GB = weights 2.0 + gradients 2.0 + Adam 4.0 + training 6.2 or sampling 1.1'"""
+    gigabytes = {name: f"{name} {size / 1e9:.2f}" for name, size in parts.items() if name != "peak" and size}
+    stays = [text for name, text in gigabytes.items() if name not in ("training", "sampling")]
+    either = " or ".join(text for name, text in gigabytes.items() if name in ("training", "sampling"))
+    return f"memory, computed: {parts['peak'] / 1e9:.2f} GB = " + " + ".join([*stays, either])

@@ -1,0 +1,82 @@
+"""The memory estimate against what autograd really keeps, and what happens when memory runs out."""
+import pytest
+import torch
+
+from nanoverify import files, memory
+from nanoverify.model import Config, Transformer
+
+
+def config(**changes):
+    return Config(**{**dict(
+        architecture="LlamaForCausalLM", vocab_size=300, hidden_size=64, intermediate_size=192, num_hidden_layers=6, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=512, rms_norm_eps=1e-5, rope_theta=10000.0, rope_scaling=None,
+        tie_word_embeddings=True), **changes})
+
+
+def kept(model, ids):
+    """Bytes of the distinct storages that autograd saves for the backward pass, weights aside."""
+    storages = {}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = (storage.nbytes(), tensor)  # holding the tensor keeps its address unique
+        return tensor
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        out = model.hidden(ids)
+    casts = 2 * sum(p.numel() for p in model.model["layers"].parameters())  # autocast's bf16 weights: counted apart
+    return sum(size for size, _ in storages.values()) - casts, out
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_attention_heads": 8, "num_key_value_heads": 8}, {"intermediate_size": 640}, {"hidden_size": 192}])
+def test_activations(changes):
+    """Bug: a term of the estimate is missing or counted per batch instead of per token: the estimate is useless for choosing --micro-tokens."""
+    model = Transformer(config(**changes))
+    real, _ = kept(model, torch.zeros(16, 128, dtype=torch.long))
+    assert memory.activation_bytes(model.config, 16 * 128, recompute=False) == pytest.approx(real, rel=0.15)
+
+
+def test_recompute_keeps_little_and_changes_nothing():
+    """Bug: recomputed layers keep their activations all the same, or give other gradients."""
+    model, ids = Transformer(config()), torch.arange(2 * 64).view(2, 64)
+    gradients, sizes = [], []
+    for model.recompute in (False, True):
+        size, out = kept(model, ids)
+        sizes.append(size)
+        model.zero_grad()
+        out.float().pow(2).mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.model.parameters()]))
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert sizes[1] < 0.35 * sizes[0]
+
+
+def test_estimate_by_hand():
+    """Bug: GB and GiB, bits and bytes, or the cache of one layer only."""
+    c = config(vocab_size=1000, tie_word_embeddings=False)
+    count = sum(p.numel() for p in Transformer(c).parameters())
+    parts = memory.estimate(c, batch_size=8, slots=100, micro_tokens=4096, reference=True)
+    assert (parts["weights"], parts["gradients"], parts["Adam"], parts["reference"]) == (4 * count, 4 * count, 8 * count, 4 * count)
+    assert parts["sampling"] == 8 * 100 * 6 * (2 * 16) * 2 * 4 + 8 * 1000 * 12  # rows, slots, layers, K * E, keys and values, fp32; logits
+    assert parts["peak"] == 20 * count + max(parts["training"], parts["sampling"])
+    assert memory.estimate(c, 8, 100)["peak"] == 4 * count + parts["sampling"]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+                                   RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")])
+def test_out_of_memory_names_the_flags(error, capsys):
+    """Bug: a page of traceback where one line says which flag to lower."""
+    def main():
+        raise error
+    with pytest.raises(SystemExit) as stop:
+        files.run(main)
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and message.count("\n") == 1 and "--micro-tokens" in message and "--batch-size" in message
+
+
+def test_other_runtime_errors_keep_their_traceback():
+    """Bug: every RuntimeError is called a lack of memory."""
+    def main():
+        raise RuntimeError("shape mismatch")
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        files.run(main)
