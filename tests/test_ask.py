@@ -1,0 +1,43 @@
+"""One response, watched: the stream is what the sampler gives, and each verdict stands once, behind its answer."""
+import re
+
+import pytest
+
+from nanoverify import ask
+from nanoverify.problems import Problem
+from nanoverify.sampler import generate
+from test_sampler import byte_tokenizer, tiny_model
+
+RESPONSE = ("It is 7€. The answer is 7.\n\nWait, let me recheck my solution.\n\nPut in 7: 41. Therefore, the answer is incorrect.\n\n"
+            "Let me try again.\n\nThe answer is 6.\n\nWait, let me recheck my solution.\n\nPut in 6: 39. Therefore, the answer is correct.")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_stream_is_what_the_sampler_gives(temperature):
+    """Bug: the stream reads its cache one token late, or draws otherwise than the sampler."""
+    tokenizer = byte_tokenizer()
+    model = tiny_model(tokenizer.vocab_size, 256)
+    prompt = tokenizer.prompt("What is 2 + 2?")
+    (wanted,), = generate(model, [prompt], 1, 30, tokenizer.stop_ids, tokenizer.vocab_size, temperature=temperature, seed=3)
+    assert list(ask.stream(model, tokenizer, prompt, 30, temperature, seed=3)) == wanted.ids
+
+
+@pytest.mark.parametrize("gold, first, second", [("6", "; the rule says wrong", "; the rule says right"), ("", "", "")])
+def test_verdicts_stand_behind_their_answers(gold, first, second):
+    """Bug: a verdict is shown twice, late, or for another answer; text is lost or repeated; a character of several bytes is torn."""
+    tokenizer, out = byte_tokenizer(), []
+    trajectory = ask.show(tokenizer, Problem("", "?", gold, "", None), iter(tokenizer.encode(RESPONSE) + [tokenizer.end_id]), out.append, colour=False)
+    shown = "".join(out)
+    assert re.sub(r" \[[^]]*\]", "", shown) == RESPONSE + "\n" and trajectory.finished
+    assert f"is incorrect. [rejected: 7{first}]\n" in shown and f"is correct. [accepted: 6{second}]\n" in shown and shown.count("[") == 2
+
+
+def test_colours():
+    """Bug: a colour runs on behind its text, or marks the wrong kind."""
+    tokenizer, out = byte_tokenizer(), []
+    ask.show(tokenizer, Problem("", "?", "", "", None), iter(tokenizer.encode(RESPONSE)), out.append, colour=True)
+    shown = "".join(out).replace(f"{ask.PLAIN}{ask.BLUE}", "")
+    assert f"{ask.RED} [rejected: 7]" in shown and f"{ask.GREEN} [accepted: 6]{ask.PLAIN}" in shown
+    blue = re.findall(re.escape(ask.BLUE) + "(.*?)" + re.escape(ask.PLAIN), shown, re.DOTALL)
+    assert any("Put in 7: 41." in text for text in blue) and not any("The answer is 6." in text for text in blue)
+    assert shown.endswith("(cut by --max-new-tokens)\n")
