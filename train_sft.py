@@ -31,7 +31,7 @@ def flags(argv):
     add_question_flags(parser)
     group = parser.add_argument_group("stage 1")
     group.add_argument("--lr", type=float, default=2e-3, help="peak learning rate; linear to 0 after 5%% warm-up; paper: 5e-6 (default: %(default)s)")
-    group.add_argument("--epochs", type=positive, default=4, help="default: %(default)s")
+    group.add_argument("--epochs", type=positive, default=3, help="default: %(default)s")
     group.add_argument("--batch", type=positive, default=32, help="trajectories per optimizer step (default: %(default)s)")
     group.add_argument("--kl", type=float, default=0.0, help="weight of KL(policy || base) on the learned tokens; paper: 0.1 (default: %(default)s)")
     group.add_argument("--max-length", type=positive, default=1024, help="longer trajectories are dropped and counted, in tokens with the prompt (default: %(default)s)")

@@ -21,11 +21,20 @@ def outcome_reward(trajectory: Trajectory) -> float:
 def action_rewards(trajectory: Trajectory, punish_cut: bool = True) -> list[float]:
     """+1 or -1 for each action: a right solve; a verdict that agrees with the rule (none: -1).
 
+    An action out of turn gets -1 whatever it says: a verify after a verify, a solve after a solve or after the verdict
+    "correct". Without this, RL soon learns to verify the same wrong answer again and again, +1 each time, instead of
+    trying another one.
     The last action of a response cut by the token limit gets -1 or, without `punish_cut`, no reward at all: the list is
     one shorter. It was cut for its place, not for what it says, and where many are cut, -1 unlearns good checks.
     """
-    rewards = [1.0 if (action.right if action.kind == "solve" else action.verdict is action.right) else -1.0
-               for action in trajectory.actions]
+    rewards = []
+    for i, action in enumerate(trajectory.actions):
+        before = trajectory.actions[i - 1] if i else None
+        if action.kind == "solve":
+            good = action.right and (before is None or before.kind == "verify" and before.verdict is not True)
+        else:
+            good = action.verdict is action.right and before.kind == "solve"
+        rewards.append(1.0 if good else -1.0)
     if not trajectory.finished:
         rewards[-1:] = [-1.0] if punish_cut else []
     return rewards

@@ -1,11 +1,11 @@
 """Train the small policy that is shipped in nanoverify/policy: a stand-in for the base model of the paper.
 
 It learns three kinds of prompt from worked examples of the training split (solve; verify by solving again; verify by
-putting the answer back) and the arithmetic below them from drills. A solution names its equation and then the number,
-found in the head: a guess that gets worse as numbers grow. A check is written out step by step. It never sees a
+putting the answer back) and the arithmetic below them from drills. A solution writes down its first steps and then the
+number, found in the head: a guess that gets worse as numbers grow. A check is written out step by step. It never sees a
 second attempt after a wrong first one, so self-correction is left to the three stages.
 
-    python -m nanoverify.pretrain --out nanoverify/policy      # the recipe that made the shipped policy; 25 minutes on 2 cores
+    python -m nanoverify.pretrain --out nanoverify/policy      # the recipe that made the shipped policy; 27 minutes on 2 cores
 """
 import argparse
 import json
@@ -51,13 +51,8 @@ def times(a, b):
 
 
 def compare(found, wanted):
-    return f"It should be {wanted}, " + ("as it is." if found == wanted else f"not {found}.")
-
-
-def divide(a, b, wanted):
-    """'53 = 5 * 10 + 3. It should leave 3, as it does.'"""
-    ending = "as it does." if a % b == wanted else f"not {a % b}."
-    return f"{a} = {b} * {a // b} + {a % b}. It should leave {wanted}, {ending}"
+    """The end of a check: 'It should be 39, as it is.' or 'It should be 39, 2 less.'"""
+    return f"It should be {wanted}, " + ("as it is." if found == wanted else f"{abs(wanted - found)} {'more' if wanted > found else 'less'}.")
 
 
 def two_kinds(x, heads, p, q, total):
@@ -95,31 +90,30 @@ def check_steps(family: str, n: dict, x: int) -> list[str]:
     if family == "consecutive":
         return [f"The numbers are {x}, {x + 1}, {x + 2}.", add(x, x + 1), add(2 * x + 1, x + 2), add(3 * x + 3, n["b"]),
                 compare(3 * x + 3 + n["b"], n["c"])]
-    if family == "remainder":
-        if not n["low"] <= x <= n["high"]:
-            return [f"{x} is not from {n['low']} to {n['high']}."]
-        first, second = divide(x, n["m"], n["r"]), divide(x, n["n"], n["s"])
-        return [first, second] if x % n["m"] == n["r"] else [first]
     pen, book = n["a"] * x, n["b"] * (x + n["d"])  # shopping
     return [add(x, n["d"]), times(n["a"], x), times(n["b"], x + n["d"]), add(pen, book), compare(pen + book, n["c"])]
 
 
-def first_step(family: str, n: dict) -> str:
-    """The one calculation of a solution that is written down; what remains is done in the head."""
+def first_steps(family: str, n: dict) -> str:
+    """The part of a solution that is written down; the rest of it is done in the head, and often goes wrong."""
     if family == "both_sides":
         return add(n["a"], n["e"])
     if family in ("rabbits", "stamps"):
-        return times(n["q"], n["n"])
+        return f"{times(n['q'], n['n'])} {minus(n['v'], n['q'] * n['n'])}"
     if family == "shopping":
         return times(n["b"], n["d"])
-    if family == "remainder":
-        return f"It is {n['r']} more than a multiple of {n['m']}."
-    total, part = {"linear": "ca", "ages": "sd", "sum_product": "pb", "rectangle": "ab", "square": "cb", "consecutive": "cb"}[family]
+    if family == "ages":
+        return f"{add(n['t'], n['t'])} {add(n['d'], 2 * n['t'])}"
+    if family == "square":
+        return f"x * x + {n['b']} = {n['c']}."
+    if family == "consecutive":
+        return f"x + x + x + 3 + {n['b']} = {n['c']}."
+    total, part = {"linear": "ca", "sum_product": "pb", "rectangle": "ab"}[family]
     return minus(n[total], n[part])
 
 
 def solve_text(family, numbers, x):
-    return f"Solving: {first_step(family, numbers)} So x = {x}. The answer is {x}."
+    return f"{first_steps(family, numbers)} The answer is {x}."
 
 
 def check_text(family, numbers, x, right):
@@ -128,7 +122,7 @@ def check_text(family, numbers, x, right):
 
 def again_text(family, numbers, x, given):
     same = "the same." if x == given else "not the same."
-    return f"Solving again: {first_step(family, numbers)} So x = {x}. The given answer is {given}, {same} {VERDICTS[x == given]}"
+    return f"Solving again: {first_steps(family, numbers)} It is {x}. The given answer is {given}, {same} {VERDICTS[x == given]}"
 
 
 def wrong_answer(rng, x, level):
@@ -141,8 +135,8 @@ def wrong_answer(rng, x, level):
 
 def drill(rng):
     """One exercise: (its statement, its result). Only results are learned, for nobody can foresee a statement."""
-    kind = rng.choice(("add", "add", "minus", "minus", "times", "times", "split", "divide", "compare", "compare", "more"))
-    big, small = rng.choice((20, 50, 99, 99, 250, 400)), rng.choice((20, 50, 99))
+    kind = rng.choice(("add", "add", "minus", "minus", "times", "times", "split", "compare", "compare", "more"))
+    big, small = rng.choice((20, 50, 99, 99, 250, 500)), rng.choice((20, 50, 99))
     a, b = rng.randint(1, big), rng.randint(1, small)
     if kind == "add":
         a, b = rng.choice(((a, b), (b, a), (a, rng.randint(1, big))))
@@ -153,11 +147,8 @@ def drill(rng):
         a, b = rng.randint(2, 35), rng.choice((rng.randint(2, 9), rng.randint(2, 9), 10 * rng.randint(1, 2)))
         return f"{max(a, b)} * {min(a, b)} =", f" {a * b}."
     if kind == "split":
-        left, right = times(rng.randint(10, 30), rng.randint(11, 19)).split(" =", 1)
+        left, right = times(rng.randint(10, 36), rng.randint(11, 22)).split(" =", 1)
         return f"{left} =", right
-    if kind == "divide":
-        a, b = rng.randint(1, 99), rng.randint(2, 9)
-        return f"{a} = {b} *", f" {a // b} + {a % b}."
     if kind == "compare":
         b = rng.choice((a, a, a + rng.randint(-12, 12), a + rng.choice((-100, -10, 10, 100)), rng.randint(1, big)))
         left, right = compare(a, b).split(", ", 1)
@@ -168,7 +159,7 @@ def drill(rng):
 def example(rng, drills: float, notes: int) -> list[tuple[str, bool]]:
     """One document as (text, is it learned?) pieces. drills: the share of documents that only drill. Up to `notes` drills stand between question and instruction in
     one document of four, so that the distance to the question varies."""
-    kind = rng.choices(("drills", "solve", "again", "check", "phrase"), (100 * drills, 32, 9, 37, 1))[0]
+    kind = rng.choices(("drills", "solve", "again", "check", "phrase"), (100 * drills, 30, 8, 42, 1))[0]
     exercises = [drill(rng) for _ in range(rng.randint(4, 12) if kind == "drills" else rng.choice((0, 0, 0, rng.randint(0, notes))))]
     pieces = [piece for question, result in exercises for piece in ((" " + question, False), (result, True))]
     if kind == "drills":
@@ -262,7 +253,7 @@ def main(argv=None):
     log, start, seen = [], time.time(), 0
     first = batches(tokenizer, rng, args.tokens_per_step // 256, 256, drills=1.0, notes=0)
     second = batches(tokenizer, rng, args.tokens_per_step // 256, 256, drills=0.3, notes=0)
-    third = batches(tokenizer, rng, args.tokens_per_step // 512, 512, drills=0.2, notes=25)  # questions far away, for long responses
+    third = batches(tokenizer, rng, args.tokens_per_step // 512, 512, drills=0.2, notes=30)  # questions far away, for long responses
     bar = tqdm(range(1, args.steps + 1), desc="pretrain")
     for step in bar:
         rows, learned = next(first if step <= 0.12 * args.steps else second if step <= 0.8 * args.steps else third)

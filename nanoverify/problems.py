@@ -9,7 +9,6 @@ never end up on different sides.
     Problem(id='...', question='27 increased by 2 times a number is 39. What is the number?', answer='6', family='linear', level=...)
 """
 import hashlib
-import math
 import random
 import re
 from dataclasses import dataclass
@@ -36,9 +35,9 @@ SOLVE_PROMPT = '{question}\nThink step by step and end with "The answer is ...".
 
 # ---- families: level -> the unknown x, the numbers of the question -------------------------------------------------
 
-UNKNOWN = {1: (2, 6), 2: (2, 9), 3: (3, 13), 4: (4, 18), 5: (6, 25)}  # where the unknown is multiplied by one digit
-FACTOR = {1: (2, 4), 2: (2, 6), 3: (3, 8), 4: (3, 11), 5: (5, 15)}  # where it is multiplied by something like itself
-SMALL = {1: (1, 9), 2: (1, 15), 3: (1, 25), 4: (3, 40), 5: (5, 60)}  # what is added or taken away
+UNKNOWN = {1: (2, 5), 2: (2, 9), 3: (3, 14), 4: (5, 21), 5: (8, 30)}  # where the unknown is multiplied by one digit
+FACTOR = {1: (2, 5), 2: (2, 8), 3: (3, 11), 4: (5, 15), 5: (8, 19)}  # where it is multiplied by something like itself
+SMALL = {1: (1, 12), 2: (1, 20), 3: (1, 30), 4: (3, 45), 5: (5, 60)}  # what is added or taken away
 
 
 def linear(rng, level):
@@ -94,16 +93,6 @@ def consecutive(rng, level):
     return x, {"b": b, "c": 3 * x + 3 + b}
 
 
-MODULI = {1: (2, 3), 2: (2, 3, 4), 3: (3, 4, 5), 4: (4, 5, 6), 5: (5, 6, 7)}
-
-
-def remainder(rng, level):
-    m, n = rng.choice([(m, n) for m in MODULI[level] for n in MODULI[level] if m < n and math.gcd(m, n) == 1])
-    low = rng.randint(2, 99 - m * n)
-    x = rng.randint(low, low + m * n - 1)
-    return x, {"low": low, "high": low + m * n - 1, "m": m, "r": x % m, "n": n, "s": x % n}
-
-
 def shopping(rng, level):
     x, d = rng.randint(*UNKNOWN[level]), rng.randint(1, 5 * level)
     a, b = rng.randint(2, 2 + level), rng.randint(2, 2 + level)
@@ -133,10 +122,6 @@ WORDINGS = {
              "{name} adds {b} to the square of a number and gets {c}. What is the number?"),
     consecutive: ("Three consecutive numbers and {b} add up to {c}. What is the smallest of the three?",
                   "{name} adds three consecutive numbers and {b} and gets {c}. What is the smallest of the three?"),
-    remainder: ("A number from {low} to {high} leaves {r} when divided by {m} and {s} when divided by {n}. "
-                "What is the number?",
-                "{name} thinks of a number from {low} to {high}. Divided by {m} it leaves {r}, divided by {n} it "
-                "leaves {s}. What is the number?"),
     shopping: ("A book costs {d} more than a pen. {a} pens and {b} books cost {c}. How much is a pen?",),
 }
 TICKETS = ("A show sells {n} tickets, some to adults for {p} and the rest to children for {q}, and takes {v}. "

@@ -4,7 +4,7 @@
 
 Arms: `main` is the three scripts with their defaults; the others start from main's data or SFT model of the same seed.
     shuffled      RL whose rewards are dealt out at random: nothing may rise
-    lr0           RL with learning rate 0: nothing may move
+    lr0           5 steps of RL with learning rate 0: nothing may move
     correct-only  SFT on as many right solutions without any verification, as many steps
 What is there already (an evaluation.json in its folder) is not run again.
 """
@@ -64,7 +64,7 @@ def run_arm(arm: str, root: Path, seed: int) -> dict[str, dict]:
         stage("train_sft", out, "--seed", seed, "--data", root / "correct-only-data" / "trajectories.jsonl")
         values = read_json(out / "evaluation.json")["columns"]["SFT"]
     else:
-        stage("train_rl", out, "--seed", seed, "--model", sft, *(["--lr", 0] if arm == "lr0" else ["--shuffle-rewards"]))
+        stage("train_rl", out, "--seed", seed, "--model", sft, *(["--lr", 0, "--steps", 5] if arm == "lr0" else ["--shuffle-rewards"]))
         values = read_json(out / "evaluation.json")["columns"]["RL"]
     return {arm: {**values, "seconds": read_json(out / "seconds.json")["seconds"]}}
 

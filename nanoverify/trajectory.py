@@ -2,15 +2,15 @@
 
 A response is one assistant message. Plain phrases open its actions, there are no special tokens:
 
-    We need 27 + 2 * x = 39, so x = 7. The answer is 7.
+    39 - 27 = 12. The answer is 7.
 
     Wait, let me recheck my solution.
 
-    Put in 7: 7 * 2 = 14. 27 + 14 = 41. It should be 39, not 41. Therefore, the answer is incorrect.
+    Put in 7: 7 * 2 = 14. 27 + 14 = 41. It should be 39, 2 less. Therefore, the answer is incorrect.
 
     Let me try again.
 
-    We need 27 + 2 * x = 39, so x = 6. The answer is 6.
+    39 - 27 = 12. The answer is 6.
 
     Wait, let me recheck my solution.
 

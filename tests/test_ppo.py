@@ -45,6 +45,16 @@ def test_rewards():
     assert ppo.action_rewards(made("-++", finished=False)) == [-1, 1, -1]
 
 
+def test_out_of_turn():
+    """Bug: verifying the same wrong answer again earns +1 each time: RL stops trying, and pads its responses with checks."""
+    def trajectory(*actions):
+        return Trajectory(PROBLEM, list(range(len(actions))), True, [Action(kind, i, i + 1, "", right=right, verdict=verdict)
+                                                                     for i, (kind, right, verdict) in enumerate(actions)])
+    wrong, right, rejected, accepted = ("solve", False, None), ("solve", True, None), ("verify", False, False), ("verify", True, True)
+    assert ppo.action_rewards(trajectory(wrong, rejected, rejected, rejected, right, accepted)) == [-1, 1, -1, -1, 1, 1]
+    assert ppo.action_rewards(trajectory(right, right, accepted, right, accepted)) == [1, -1, 1, -1, 1]
+
+
 def test_a_cut_action_without_punishment():
     """Bug: the cut action still gets a number, takes part in the baselines, or a finished response loses its last reward."""
     cut, whole = made("-++", finished=False), made("-+++")
