@@ -54,6 +54,7 @@ def flags(argv):
     group.add_argument("--beta", type=float, default=0.02, help="weight of the KL to the SFT model; paper: 0.05 (default: %(default)s)")
     group.add_argument("--gamma", type=float, default=1.0, help="discount per token, gae only (default: %(default)s)")
     group.add_argument("--lam", type=float, default=0.95, help="lambda, gae only (default: %(default)s)")
+    group.add_argument("--plain-outcome", action="store_true", help="outcome advantages as in the paper, not centred in each reward context")
     group.add_argument("--punish-cut", action="store_true", help="process reward -1 for an action cut by the token limit, instead of none; gae always does")
     group.add_argument("--shuffle-rewards", action="store_true", help="control: responses get each other's rewards; nothing may rise")
     group = parser.add_argument_group("update")
@@ -116,7 +117,8 @@ def advantages_of(trajectories, kl, values, mask, totals, args, rng):
     advantages = -args.beta * kl
     if args.reward in ("outcome", "both"):
         per_response = ppo.leave_one_out(torch.tensor(outcomes).view(-1, args.samples))  # (P, M)
-        advantages = advantages + per_response.view(-1, 1)
+        per_action = ppo.centre_by_context(per_response.flatten().tolist(), actions, [len(t.actions) for t in trajectories])
+        advantages = advantages + (per_response.view(-1, 1) if args.plain_outcome else ppo.spread(per_action, trajectories, width))
     if args.reward in ("process", "both"):
         advantages = advantages + ppo.spread(ppo.context_advantages(actions, totals, args.min_count, args.decay), trajectories, width)
     return advantages * mask, None

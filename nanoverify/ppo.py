@@ -71,6 +71,21 @@ def context_advantages(responses: list[list[float]], totals: dict, min_count: in
     return [[reward - baseline(context) for context, reward in zip(contexts(rewards), rewards)] for rewards in responses]
 
 
+def centre_by_context(values: list[float], responses: list[list[float]], lengths: list[int]) -> list[list[float]]:
+    """A value of each response, at each of its actions, minus its mean over all actions of the pool with the same context.
+
+    responses: action rewards; lengths: the number of actions, which a cut response has one more of than rewards. A context
+    is known before its action, so this is a baseline. Without it all late tokens get negative outcome advantages, since only
+    failing responses are long; on tokens that are nearly certain, Adam turns that into noise, and good checks are unlearned.
+    """
+    groups = {}
+    for value, rewards, length in zip(values, responses, lengths):
+        for i in range(length):
+            groups.setdefault(tuple(rewards[:i]), []).append(value)
+    means = {context: sum(found) / len(found) for context, found in groups.items()}
+    return [[value - means[tuple(rewards[:i])] for i in range(length)] for value, rewards, length in zip(values, responses, lengths)]
+
+
 def spread(per_action: list[list[float]], trajectories: list[Trajectory], width: int):
     """Give each token its action's number. -> (B, T), 0 behind the response."""
     out = torch.zeros(len(trajectories), width)

@@ -92,6 +92,14 @@ def test_context_totals_fade():
     assert ppo.context_advantages([[1.0], [-1.0]], totals, min_count=1, decay=0) == [[1], [-1]]  # this pool alone
 
 
+def test_centred_by_context():
+    """Bug: late actions, which only failing responses have, all get negative advantages; a cut response loses its last action."""
+    values, rewards = [2.0, -1.0, -1.0], [[1.0, 1.0], [-1.0, 1.0, -1.0], [-1.0, 1.0]]
+    found = ppo.centre_by_context(values, rewards, [2, 3, 3])  # the last response was cut in its third action
+    assert found == [[2, 0], [-1, 0, 0], [-1, 0, 0]]
+    assert ppo.centre_by_context([1.0, -2.0], [[-1.0, 1.0], [-1.0, 1.0]], [2, 2]) == [[1.5, 1.5], [-1.5, -1.5]]
+
+
 def test_leave_one_out():
     """Bug: the baseline contains the sample itself, or runs over the samples of other prompts."""
     torch.testing.assert_close(ppo.leave_one_out(torch.tensor([[1.0, 1, -1, -1]])), torch.tensor([[4, 4, -4, -4]]) / 3)
@@ -246,7 +254,7 @@ def test_value_loss():
 def settings(**changes):
     """Fields of train_rl's arguments that its steps use."""
     return SimpleNamespace(**{**dict(device="cpu", micro_tokens=8192, temperature=0.8, clip_low=0.2, clip_high=0.2, dual_clip=3.0, minibatches=1, epochs=1,
-                                     reward="both", advantage="group", min_count=1, decay=1.0, beta=0.0, gamma=1.0, lam=0.95, shuffle_rewards=False, punish_cut=True,
+                                     reward="both", advantage="group", min_count=1, decay=1.0, beta=0.0, gamma=1.0, lam=0.95, shuffle_rewards=False, punish_cut=True, plain_outcome=True,
                                      samples=2), **changes})
 
 
@@ -371,6 +379,15 @@ def test_advantages_of_outcome_and_process():
     torch.testing.assert_close(found["outcome"], (outcome - 0.05) * mask)  # beta pulls towards the reference: minus
     torch.testing.assert_close(found["process"], (process - 0.05) * mask)
     torch.testing.assert_close(found["both"], (outcome + process - 0.05) * mask)
+
+
+def test_outcome_is_centred_by_default():
+    """Bug: the default path forgets the contexts, or the action that was cut."""
+    trajectories, width = [made("++"), made("-++", finished=False)], 6
+    mask = torch.tensor([[float(t < len(x.ids)) for t in range(width)] for x in trajectories])
+    found = train_rl.advantages_of(trajectories, torch.zeros(2, width), None, mask, {},
+                                   settings(reward="outcome", plain_outcome=False, punish_cut=False), random.Random(0))[0]
+    assert found.tolist() == [[2, 2, 0, 0, 0, 0], [-2, -2, 0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("reward, last", [("outcome", [0, 1.0]), ("process", [1.0, -1.0]), ("both", [1.0, 0.0])])
