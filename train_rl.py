@@ -2,7 +2,8 @@
 
     1. rollout       M responses for each of P prompts, at one temperature
     2. reward        the rule marks the last solve (outcome) and every action (process)
-    3. advantage     leave-one-out (outcome), reward context (process), their sum (both), or GAE with a value head
+    3. advantage     leave-one-out, centred in each reward context (outcome), reward context (process), their sum (both),
+                     or GAE with a value head
     4. update        clipped policy gradient in several minibatches
 
 KL to the frozen SFT model goes into the reward, as -beta * (logp - ref_logp) of each token, at the rollout policy.
@@ -10,7 +11,7 @@ A response cut by the token limit has the outcome -1; its last action, which is 
 (--punish-cut: -1, as in the released code). The share of cut responses is logged.
 
     python train_rl.py                                                          # out/sft -> out/rl
-    python train_rl.py --reward outcome --lr 5e-7 --beta 0.05 --temperature 0.7 --prompts 64 --samples 4   # as in the paper
+    python train_rl.py --reward outcome --plain-outcome --lr 5e-7 --beta 0.05 --temperature 0.7 --prompts 64 --samples 4   # as in the paper
 """
 import argparse
 import copy
@@ -43,7 +44,7 @@ def flags(argv):
     group.add_argument("--samples", type=int, default=8, metavar="M", help="responses per question; paper: 4 (default: %(default)s)")
     group.add_argument("--temperature", type=float, default=1.0, help="of rollouts and log-probs; paper: 0.7 (default: %(default)s)")
     group.add_argument("--count", type=positive, default=6000, help="training questions to draw from (default: %(default)s)")
-    group.add_argument("--filter", type=int, default=0, metavar="N",
+    group.add_argument("--filter", type=positive, default=0, metavar="N",
                        help="answer each question N times first and drop those always or never solved; 0: keep all (default: %(default)s)")
     group = parser.add_argument_group("reward and advantage")
     group.add_argument("--reward", choices=("outcome", "process", "both"), default="both", help="default: %(default)s")
@@ -117,8 +118,11 @@ def advantages_of(trajectories, kl, values, mask, totals, args, rng):
     advantages = -args.beta * kl
     if args.reward in ("outcome", "both"):
         per_response = ppo.leave_one_out(torch.tensor(outcomes).view(-1, args.samples))  # (P, M)
-        per_action = ppo.centre_by_context(per_response.flatten().tolist(), actions, [len(t.actions) for t in trajectories])
-        advantages = advantages + (per_response.view(-1, 1) if args.plain_outcome else ppo.spread(per_action, trajectories, width))
+        if args.plain_outcome:
+            advantages = advantages + per_response.view(-1, 1)
+        else:
+            per_action = ppo.centre_by_context(per_response.flatten().tolist(), actions, [len(t.actions) for t in trajectories])
+            advantages = advantages + ppo.spread(per_action, trajectories, width)
     if args.reward in ("process", "both"):
         advantages = advantages + ppo.spread(ppo.context_advantages(actions, totals, args.min_count, args.decay), trajectories, width)
     return advantages * mask, None

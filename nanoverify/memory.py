@@ -1,8 +1,7 @@
 """How much memory will a stage need? Computed from config.json and the flags before anything is loaded; not measured.
 
 Weights, gradients and both Adam moments are fp32 (the master copy), matrix products are bf16 under autocast. Sampling
-and training never overlap, so the peak is what stays plus the larger of the two. B sequences of T tokens, D width, V
-vocabulary, H query heads, K key/value heads, E head size.
+and training never overlap, so the peak is what stays plus the larger of the two. Letters as in model.py; I is the width of the MLP, L the number of layers.
 """
 import torch
 

@@ -78,12 +78,13 @@ def centre_by_context(values: list[float], responses: list[list[float]], lengths
     is known before its action, so this is a baseline. Without it all late tokens get negative outcome advantages, since only
     failing responses are long; on tokens that are nearly certain, Adam turns that into noise, and good checks are unlearned.
     """
+    keys = [contexts([*rewards, 0.0])[:length] for rewards, length in zip(responses, lengths)]
     groups = {}
-    for value, rewards, length in zip(values, responses, lengths):
-        for i in range(length):
-            groups.setdefault(tuple(rewards[:i]), []).append(value)
+    for value, row in zip(values, keys):
+        for context in row:
+            groups.setdefault(context, []).append(value)
     means = {context: sum(found) / len(found) for context, found in groups.items()}
-    return [[value - means[tuple(rewards[:i])] for i in range(length)] for value, rewards, length in zip(values, responses, lengths)]
+    return [[value - means[context] for context in row] for value, row in zip(values, keys)]
 
 
 def spread(per_action: list[list[float]], trajectories: list[Trajectory], width: int):

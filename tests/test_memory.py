@@ -1,9 +1,12 @@
 """The memory estimate against what autograd really keeps, and what happens when memory runs out."""
+import argparse
+
 import pytest
 import torch
 
-from nanoverify import files, memory
+from nanoverify import files, memory, stage
 from nanoverify.model import Config, Transformer
+from test_sampler import save_policy
 
 
 def config(**changes):
@@ -49,6 +52,15 @@ def test_recompute_keeps_little_and_changes_nothing():
         gradients.append(torch.cat([p.grad.flatten() for p in model.model.parameters()]))
     torch.testing.assert_close(gradients[1], gradients[0])
     assert sizes[1] < 0.35 * sizes[0]
+
+
+def test_recompute_reaches_the_model(tmp_path):
+    """Bug: --recompute is parsed and then forgotten."""
+    parser = argparse.ArgumentParser()
+    stage.add_model_flags(parser)
+    stage.add_training_flags(parser)
+    flags = ["--model", save_policy(tmp_path / "policy"), "--device", "cpu"]
+    assert stage.load(parser.parse_args([*flags, "--recompute"]))[0].recompute and not stage.load(parser.parse_args(flags))[0].recompute
 
 
 def test_estimate_by_hand():

@@ -381,6 +381,16 @@ def test_advantages_of_outcome_and_process():
     torch.testing.assert_close(found["both"], (outcome + process - 0.05) * mask)
 
 
+def test_flags_reach_the_arithmetic(monkeypatch):
+    """Bug: --decay or --dual-clip is parsed and then forgotten."""
+    found = train_rl.advantages_of(FOUR[:1], torch.zeros(1, 4), None, torch.ones(1, 4), {(): [4.0, 8]}, settings(reward="process", decay=0.5), random.Random(0))[0]
+    assert found[0, 0].item() == pytest.approx(1 - 3 / 5)
+    seen, real = [], ppo.ppo_loss
+    monkeypatch.setattr(ppo, "ppo_loss", lambda *args: seen.append(args[-1]) or real(*args))
+    Rollout(0.02, settings(dual_clip=7.0), advantages=torch.ones(8, 1)).update()
+    assert set(seen) == {7.0}
+
+
 def test_outcome_is_centred_by_default():
     """Bug: the default path forgets the contexts, or the action that was cut."""
     trajectories, width = [made("++"), made("-++", finished=False)], 6
