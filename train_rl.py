@@ -27,9 +27,10 @@ from nanoverify import ppo
 from nanoverify.checkpoint import save_model
 from nanoverify.evaluate import correction, evaluate, metrics, report, respond, share, table
 from nanoverify.files import InputError, output_folder, run, write_json, write_jsonl
+from nanoverify.model import autocast
 from nanoverify.problems import SOLVE_PROMPT
 from nanoverify.scoring import log_probs_and_entropy, micro_batches, pad
-from nanoverify.stage import add_model_flags, add_question_flags, add_training_flags, autocast, earlier_evaluations, load, positive, print_memory, save_evaluations, test_problems, train_problems
+from nanoverify.stage import add_model_flags, add_question_flags, add_training_flags, earlier_evaluations, load, positive, print_memory, save_evaluations, test_problems, train_problems
 from nanoverify.trajectory import as_row
 
 

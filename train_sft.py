@@ -17,9 +17,10 @@ from tqdm import tqdm
 from nanoverify.checkpoint import load_model, save_model
 from nanoverify.evaluate import evaluate, metrics, report, table
 from nanoverify.files import InputError, output_folder, read_jsonl, run, write_json
+from nanoverify.model import autocast
 from nanoverify.problems import SOLVE_PROMPT, Problem
 from nanoverify.scoring import kl_divergence, log_probs_and_entropy, micro_batches, pad
-from nanoverify.stage import add_model_flags, add_question_flags, add_training_flags, autocast, earlier_evaluations, load, positive, print_memory, save_evaluations, test_problems
+from nanoverify.stage import add_model_flags, add_question_flags, add_training_flags, earlier_evaluations, load, positive, print_memory, save_evaluations, test_problems
 from nanoverify.trajectory import loss_mask, parse
 
 

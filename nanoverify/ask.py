@@ -13,8 +13,9 @@ import sys
 import torch
 
 from nanoverify.files import InputError, run
+from nanoverify.model import autocast
 from nanoverify.problems import SOLVE_PROMPT, Problem
-from nanoverify.sampler import KVCache, next_token, prefill
+from nanoverify.sampler import decode, next_token, prefill
 from nanoverify.stage import add_model_flags, load
 from nanoverify.trajectory import parse
 from nanoverify.verifier import VERDICTS
@@ -29,18 +30,13 @@ def stream(model, tokenizer, prompt: list[int], max_new_tokens: int, temperature
     if len(prompt) >= context:
         raise InputError(f"the question has {len(prompt)} tokens; the model's context is {context}")
     generator = torch.Generator(device).manual_seed(seed)
-    read, logits = prefill(model, [prompt])
-    slots = min(len(prompt) + max_new_tokens, context)
-    cache = KVCache(model.config, 1, slots, device, model.lm_head.weight.dtype)
-    cache.copy_rows(read, [0], [0])
-    cache.resize(1)
-    for _ in range(slots - len(prompt)):
+    cache, logits = prefill(model, [prompt])
+    for _ in range(min(max_new_tokens, context - len(prompt))):
         ids, _ = next_token(logits, tokenizer.vocab_size, temperature, 0, 1.0, generator)
         yield ids.item()
         if ids.item() in tokenizer.stop_ids:
             return
-        logits = model(ids[:, None], cache=cache)[:, -1]  # (1, V)
-        cache.advance()
+        logits = decode(model, ids, cache)
 
 
 def show(tokenizer, problem: Problem, ids, write, colour: bool):
@@ -83,7 +79,8 @@ def main(argv=None):
     while question or (args.question is None and (question := ask_line())):
         problem = Problem("asked", question, args.gold, "asked", None)
         prompt = tokenizer.prompt(SOLVE_PROMPT.format(question=question))
-        show(tokenizer, problem, stream(model, tokenizer, prompt, args.max_new_tokens, args.temperature, args.seed), write, sys.stdout.isatty())
+        with autocast(args.device):
+            show(tokenizer, problem, stream(model, tokenizer, prompt, args.max_new_tokens, args.temperature, args.seed), write, sys.stdout.isatty())
         question = None
 
 

@@ -12,6 +12,7 @@ import argparse
 import json
 
 from nanoverify.files import run, write_jsonl
+from nanoverify.model import autocast
 from nanoverify.problems import FAMILIES, HELD_OUT, SOLVE_PROMPT, TRAINED, Problem, make_puzzles, read_problems
 from nanoverify.sampler import generate
 from nanoverify.trajectory import Trajectory, as_row, parse, well_formed
@@ -22,8 +23,9 @@ def respond(model, tokenizer, problems: list[Problem], samples_per_prompt: int, 
             seed: int = 0, batch_size: int = 256, progress: str = "") -> list[list[Trajectory]]:
     """Ask each question and parse what comes: [problem][sample]."""
     prompts = [tokenizer.prompt(SOLVE_PROMPT.format(question=problem.question)) for problem in problems]
-    samples = generate(model, prompts, samples_per_prompt, max_new_tokens, tokenizer.stop_ids, tokenizer.vocab_size,
-                       temperature=temperature, seed=seed, batch_size=batch_size, progress=progress)
+    with autocast(model.lm_head.weight.device):
+        samples = generate(model, prompts, samples_per_prompt, max_new_tokens, tokenizer.stop_ids, tokenizer.vocab_size,
+                           temperature=temperature, seed=seed, batch_size=batch_size, progress=progress)
     return [[parse(problem, sample.ids, sample.finished, tokenizer) for sample in row] for problem, row in zip(problems, samples)]
 
 

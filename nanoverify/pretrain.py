@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from nanoverify.files import output_folder, run, write_json
 from nanoverify.model import Config, Transformer
-from nanoverify.problems import LEVELS, NAMES, SOLVE_PROMPT, TRAINED, puzzle
+from nanoverify.problems import LEVELS, NAMES, SOLVE_PROMPT, TRAINED, choices, puzzle
 from nanoverify.verifier import VERDICTS, VERIFY_PROMPTS
 
 FAMILIES = (*TRAINED, "shopping")
@@ -103,7 +103,7 @@ def first_steps(family: str, n: dict) -> str:
     if family == "shopping":
         return times(n["b"], n["d"])
     if family == "ages":
-        return f"{add(n['t'], n['t'])} {add(n['d'], 2 * n['t'])}"
+        return f"{add(n['t'], n['t'])} {minus(n['s'], 2 * n['t'])}"
     if family == "square":
         return f"x * x + {n['b']} = {n['c']}."
     if family == "consecutive":
@@ -125,17 +125,9 @@ def again_text(family, numbers, x, given):
     return f"Solving again: {first_steps(family, numbers)} It is {x}. The given answer is {given}, {same} {VERDICTS[x == given]}"
 
 
-def wrong_answer(rng, x, level):
-    """A mistake as people make it: near, or anything of that size."""
-    while True:
-        y = rng.choice((x + rng.choice((-1, 1)) * rng.randint(1, 3), x + rng.randint(-9, 9), rng.randint(1, 10 + 5 * level)))
-        if y > 0 and y != x:
-            return y
-
-
 def drill(rng):
     """One exercise: (its statement, its result). Only results are learned, for nobody can foresee a statement."""
-    kind = rng.choice(("add", "add", "minus", "minus", "times", "times", "split", "compare", "compare", "more"))
+    kind = rng.choice(("add", "add", "minus", "minus", "times", "times", "split", "compare", "compare", "more", "choose"))
     big, small = rng.choice((20, 50, 99, 99, 250, 500)), rng.choice((20, 50, 99))
     a, b = rng.randint(1, big), rng.randint(1, small)
     if kind == "add":
@@ -150,16 +142,20 @@ def drill(rng):
         left, right = times(rng.randint(10, 36), rng.randint(11, 22)).split(" =", 1)
         return f"{left} =", right
     if kind == "compare":
-        b = rng.choice((a, a, a + rng.randint(-12, 12), a + rng.choice((-100, -10, 10, 100)), rng.randint(1, big)))
+        b = abs(rng.choice((a, a, a + rng.randint(-12, 12), a + rng.choice((-100, -10, 10, 100)), rng.randint(1, big))))
         left, right = compare(a, b).split(", ", 1)
         return f"The result is {a}. {left},", f" {right} {VERDICTS[a == b]}"
+    if kind == "choose":
+        given = choices(rng, rng.choice(LEVELS))
+        no = rng.sample(given, rng.randint(1, len(given) - 1))
+        return f"Choose from {', '.join(map(str, given))}. Not {', not '.join(map(str, no))}:", f" {rng.choice([y for y in given if y not in no])}."
     return f"{a} is", f" {'more' if a > b else 'not more'} than {b}."
 
 
 def example(rng, drills: float, notes: int) -> list[tuple[str, bool]]:
     """One document as (text, is it learned?) pieces. drills: the share of documents that only drill. Up to `notes` drills stand between question and instruction in
     one document of four, so that the distance to the question varies."""
-    kind = rng.choices(("drills", "solve", "again", "check", "phrase"), (100 * drills, 30, 8, 42, 1))[0]
+    kind = rng.choices(("drills", "solve", "again", "check", "phrase"), (100 * drills, 28, 6, 48, 1))[0]
     exercises = [drill(rng) for _ in range(rng.randint(4, 12) if kind == "drills" else rng.choice((0, 0, 0, rng.randint(0, notes))))]
     pieces = [piece for question, result in exercises for piece in ((" " + question, False), (result, True))]
     if kind == "drills":
@@ -176,7 +172,7 @@ def example(rng, drills: float, notes: int) -> list[tuple[str, bool]]:
         prompt, response = SOLVE_PROMPT, solve_text(family, numbers, x)
         given = x
     else:
-        given = x if rng.random() < 0.5 else wrong_answer(rng, x, level)
+        given = x if rng.random() < 0.5 else rng.choice([y for y in numbers["choices"] if y != x])
         style = "confirmative" if kind == "check" else "problem-solving"
         prompt = VERIFY_PROMPTS[style]
         response = check_text(family, numbers, given, given == x) if kind == "check" else again_text(family, numbers, x, given)
@@ -218,7 +214,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True, help="folder of the checkpoint")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=5000, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=6000, help="optimizer steps")
     parser.add_argument("--tokens-per-step", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=3e-3, help="peak of AdamW; Muon's is 7 times that; linear to 0 over the last 90%%")
     parser.add_argument("--hidden", type=int, default=128, help="width D")

@@ -33,70 +33,68 @@ class Problem:
 # How a question is put to any model, and what a gold answer is compared with: the text after "The answer is".
 SOLVE_PROMPT = '{question}\nThink step by step and end with "The answer is ...".'
 
-# ---- families: level -> the unknown x, the numbers of the question -------------------------------------------------
+# ---- families: level and the unknown x -> the numbers of the question ----------------------------------------------
 
-UNKNOWN = {1: (2, 5), 2: (2, 9), 3: (3, 14), 4: (5, 21), 5: (8, 30)}  # where the unknown is multiplied by one digit
-FACTOR = {1: (2, 5), 2: (2, 8), 3: (3, 11), 4: (5, 15), 5: (8, 19)}  # where it is multiplied by something like itself
-SMALL = {1: (1, 12), 2: (1, 20), 3: (1, 30), 4: (3, 45), 5: (5, 60)}  # what is added or taken away
-
-
-def linear(rng, level):
-    x, a, b = rng.randint(*UNKNOWN[level]), rng.randint(*SMALL[level]), rng.randint(2, min(9, 3 + level))
-    return x, {"a": a, "b": b, "c": a + b * x}
+UNKNOWN = {1: (2, 6), 2: (2, 9), 3: (3, 12), 4: (4, 15), 5: (6, 19)}  # the unknown x
+SMALL = {1: (1, 12), 2: (1, 20), 3: (1, 25), 4: (3, 35), 5: (5, 50)}  # what is added or taken away
+CHOICES = {1: 2, 2: 3, 3: 4, 4: 5, 5: 6}  # how many answers there are to choose from
 
 
-def both_sides(rng, level):
-    x, b = rng.randint(*UNKNOWN[level]), rng.randint(3, min(9, 3 + level))
+def linear(rng, level, x):
+    a, b = rng.randint(*SMALL[level]), rng.randint(2, min(9, 3 + level))
+    return {"a": a, "b": b, "c": a + b * x}
+
+
+def both_sides(rng, level, x):
+    b = rng.randint(3, min(9, 3 + level))
     d = rng.randint(2, b - 1)
-    a = rng.randint(1, min((b - d) * x - 1, 99))
-    return x, {"a": a, "b": b, "d": d, "e": (b - d) * x - a}
+    a = rng.randint(1, max(1, min((b - d) * x - 1, SMALL[level][1])))
+    return {"a": a, "b": b, "d": d, "e": (b - d) * x - a}
 
 
 LEGS = {"chickens": 2, "rabbits": 4, "beetles": 6, "spiders": 8}
 
 
-def rabbits(rng, level):
-    x, y = rng.randint(*UNKNOWN[level]), rng.randint(*UNKNOWN[level])
+def rabbits(rng, level, x):
+    y = rng.randint(*UNKNOWN[level])
     few, many = sorted(rng.sample(sorted(LEGS), 2), key=LEGS.get)
-    return x, {"many": many, "few": few, "p": LEGS[many], "q": LEGS[few], "n": x + y, "v": LEGS[many] * x + LEGS[few] * y}
+    return {"many": many, "few": few, "p": LEGS[many], "q": LEGS[few], "n": x + y, "v": LEGS[many] * x + LEGS[few] * y}
 
 
-def stamps(rng, level):
-    x, y, p = rng.randint(*UNKNOWN[level]), rng.randint(*UNKNOWN[level]), rng.randint(3, min(9, 3 + level))
+def stamps(rng, level, x):
+    y, p = rng.randint(*UNKNOWN[level]), rng.randint(3, min(9, 3 + level))
     q = rng.randint(2, p - 1)
-    return x, {"n": x + y, "p": p, "q": q, "v": p * x + q * y}
+    return {"n": x + y, "p": p, "q": q, "v": p * x + q * y}
 
 
-def ages(rng, level):
-    x, d, t = rng.randint(*UNKNOWN[level]), rng.randint(1, 5 * level), rng.randint(1, 4 * level)
-    return x, {"d": d, "t": t, "s": 2 * x + d + 2 * t}
+def ages(rng, level, x):
+    d, t = rng.randint(1, 5 * level), rng.randint(1, 4 * level)
+    return {"d": d, "t": t, "s": 2 * x + d + 2 * t}
 
 
-def sum_product(rng, level):
-    x, y = sorted((rng.randint(*FACTOR[level]), rng.randint(*FACTOR[level])), reverse=True)
+def sum_product(rng, level, x):
+    y, b = rng.randint(2, x), rng.randint(*SMALL[level])
+    return {"s": x + y, "b": b, "p": x * y + b}
+
+
+def rectangle(rng, level, x):
+    d, b = rng.randint(1, 2 * level), rng.randint(*SMALL[level])
+    return {"d": d, "b": b, "a": x * (x + d) + b}
+
+
+def square(rng, level, x):
     b = rng.randint(*SMALL[level])
-    return x, {"s": x + y, "b": b, "p": x * y + b}
+    return {"b": b, "c": x * x + b}
 
 
-def rectangle(rng, level):
-    x, d, b = rng.randint(*FACTOR[level]), rng.randint(1, 3 * level), rng.randint(*SMALL[level])
-    return x, {"d": d, "b": b, "a": x * (x + d) + b}
+def consecutive(rng, level, x):
+    b = rng.randint(*SMALL[level])
+    return {"b": b, "c": 3 * x + 3 + b}
 
 
-def square(rng, level):
-    x, b = rng.randint(*FACTOR[level]), rng.randint(*SMALL[level])
-    return x, {"b": b, "c": x * x + b}
-
-
-def consecutive(rng, level):
-    x, b = rng.randint(*UNKNOWN[level]), rng.randint(*SMALL[level])
-    return x, {"b": b, "c": 3 * x + 3 + b}
-
-
-def shopping(rng, level):
-    x, d = rng.randint(*UNKNOWN[level]), rng.randint(1, 5 * level)
-    a, b = rng.randint(2, 2 + level), rng.randint(2, 2 + level)
-    return x, {"d": d, "a": a, "b": b, "c": a * x + b * (x + d)}
+def shopping(rng, level, x):
+    d, a, b = rng.randint(1, 5 * level), rng.randint(2, 2 + level), rng.randint(2, 2 + level)
+    return {"d": d, "a": a, "b": b, "c": a * x + b * (x + d)}
 
 
 WORDINGS = {
@@ -141,15 +139,26 @@ def split_of(key: str) -> str:
     return "train" if bucket < 80 else "valid" if bucket < 85 else "test"
 
 
+def choices(rng: random.Random, level: int) -> list[int]:
+    """The answers to choose from, ascending: close to each other, so that an estimate does not settle it."""
+    low, high = UNKNOWN[level]
+    width = CHOICES[level] + 2
+    start = rng.randint(low, high + 1 - width)
+    return sorted(rng.sample(range(start, start + width), CHOICES[level]))
+
+
 def puzzle(rng: random.Random, family: str, level: int) -> tuple[str, dict, Problem]:
     """One random puzzle: (its split, its numbers, the problem)."""
     draw, wordings = FAMILIES[family]
-    x, numbers = draw(rng, level)
+    given = choices(rng, level)
+    x = rng.choice(given)  # any of them alike, so that nothing but the calculation tells which
+    numbers = draw(rng, level, x)
     key = f"{family} {sorted(numbers.items())}"
     name, friend = rng.sample(NAMES, 2)
     question = rng.choice(wordings).format(name=name, friend=friend, **numbers)
+    question += f" Choose from {', '.join(map(str, given))}."
     identity = f"{family}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    return split_of(key), numbers, Problem(identity, question, str(x), family, level)
+    return split_of(key), {**numbers, "choices": given}, Problem(identity, question, str(x), family, level)
 
 
 def make_puzzles(split: str, count: int, seed: int, families=TRAINED) -> list[Problem]:

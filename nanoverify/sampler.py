@@ -20,38 +20,53 @@ class Sample:
     finished: bool = False
 
 
-class KVCache:
-    """Keys and values of the first `rows` of N rows; row b holds lengths[b] tokens in S slots. Written in place."""
+SLOTS = 32  # a cache grows and shrinks by so many tokens
 
-    def __init__(self, config, rows: int, slots: int, device, dtype):
-        shape = (config.num_hidden_layers, rows, config.num_key_value_heads, slots, config.head_dim)
-        self.k = torch.zeros(shape, device=device, dtype=dtype)
-        self.v = torch.zeros(shape, device=device, dtype=dtype)
+
+class KVCache:
+    """Keys and values of the first `rows` of N rows; row b holds lengths[b] tokens in S slots. Written in place.
+
+    S follows the longest row in steps of SLOTS, so that the products of attention read one block of memory without gaps:
+    they take a quarter (bf16) to half (fp32) of the time on a CPU.
+    """
+
+    def __init__(self, config, rows: int, device, dtype):
+        shape = (rows, config.num_key_value_heads, 0, config.head_dim)
+        self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
+        self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self.rows = rows
         self.window = 0  # slots in use: the longest row, known without asking the device
 
+    def reserve(self, T: int):
+        """Make room for T more tokens in every row."""
+        slots, now = -(-(self.window + T) // SLOTS) * SLOTS, self.k[0].shape[2]
+        if now - SLOTS <= slots <= now:
+            return
+        for tensors in (self.k, self.v):
+            for i, old in enumerate(tensors):  # zeros, for what is masked must still be a number
+                tensors[i] = old.new_zeros(old.shape[0], old.shape[1], slots, old.shape[3])
+                tensors[i][:, :, : self.window] = old[:, :, : self.window]
+
     def positions(self, T):
-        return self.lengths[: self.rows, None] + torch.arange(T, device=self.k.device)  # (B, T)
+        return self.lengths[: self.rows, None] + torch.arange(T, device=self.lengths.device)  # (B, T)
 
     def mask(self, T):
         """0 where a token may look and -inf elsewhere, (B, 1, T, S)."""
-        slots = torch.arange(self.window + T, device=self.k.device)
-        hidden = slots > self.positions(T)[:, None, :, None]
-        return torch.zeros(hidden.shape, device=self.k.device, dtype=self.k.dtype).masked_fill_(hidden, float("-inf"))
+        k = self.k[0]
+        hidden = torch.arange(k.shape[2], device=k.device) > self.positions(T)[:, None, :, None]
+        return torch.zeros(hidden.shape, device=k.device, dtype=k.dtype).masked_fill_(hidden, float("-inf"))
 
     def append(self, layer, k, v):
         """Write T new tokens per row behind its others; all keys and values so far, (B, K, S, E)."""
-        T, stop = k.shape[2], self.window + k.shape[2]
-        if T == 1:
-            rows = torch.arange(self.rows, device=k.device)
-            self.k[layer][rows, :, self.lengths[: self.rows]] = k[:, :, 0].to(self.k.dtype)
-            self.v[layer][rows, :, self.lengths[: self.rows]] = v[:, :, 0].to(self.v.dtype)
-        else:
-            assert self.window == 0, "several tokens at once only into an empty cache"
-            self.k[layer, : self.rows, :, :T] = k
-            self.v[layer, : self.rows, :, :T] = v
-        return self.k[layer, : self.rows, :, :stop], self.v[layer, : self.rows, :, :stop]
+        for cached, new in ((self.k[layer], k), (self.v[layer], v)):
+            if new.shape[2] == 1:
+                rows = torch.arange(self.rows, device=new.device)
+                cached[rows, :, self.lengths[: self.rows]] = new[:, :, 0].to(cached.dtype)
+            else:
+                assert self.window == 0, "several tokens at once only into an empty cache"
+                cached[: self.rows, :, : new.shape[2]] = new
+        return self.k[layer][: self.rows], self.v[layer][: self.rows]
 
     def advance(self, tokens=1):
         """Count what was appended: one number for all rows, or (B,) into an empty cache."""
@@ -66,8 +81,10 @@ class KVCache:
     def copy_rows(self, source: "KVCache", rows: list[int], to: list[int]):
         """Rows `rows` of `source` (may be this cache) are written over rows `to`."""
         width = source.window
-        self.k[:, to, :, :width] = source.k[:, rows, :, :width]
-        self.v[:, to, :, :width] = source.v[:, rows, :, :width]
+        self.reserve(max(width - self.window, 0))
+        for mine, theirs in ((self.k, source.k), (self.v, source.v)):
+            for cached, new in zip(mine, theirs):
+                cached[to, :, :width] = new[rows, :, :width]
         self.lengths[to] = source.lengths[rows]
 
 
@@ -113,16 +130,32 @@ def next_token(logits, vocab_size, temperature, top_k, top_p, generator):
     return ids, log_probs.gather(-1, ids[:, None])[:, 0]
 
 
+def next_logits(model, hidden):
+    """Logits behind final states (B, D), (B, V), in the precision of the weights even under autocast."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return model.lm_head(hidden.to(model.lm_head.weight.dtype))
+
+
 def prefill(model, prompts: list[list[int]]):
     """Read the prompts: the cache of their tokens and the logits that follow each, (P, V)."""
-    device = model.lm_head.weight.device
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    weight = model.lm_head.weight
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=weight.device)
     width = max(map(len, prompts))
-    ids = torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in prompts], device=device)  # (P, T)
-    cache = KVCache(model.config, len(prompts), width, device, model.lm_head.weight.dtype)
+    ids = torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in prompts], device=weight.device)  # (P, T)
+    mixed = torch.is_autocast_enabled(weight.device.type)
+    cache = KVCache(model.config, len(prompts), weight.device, torch.get_autocast_dtype(weight.device.type) if mixed else weight.dtype)
+    cache.reserve(width)
     hidden = model.hidden(ids, cache=cache)  # (P, T, D)
     cache.advance(lengths)
-    return cache, model.lm_head(hidden[torch.arange(len(prompts), device=device), lengths - 1])
+    return cache, next_logits(model, hidden[torch.arange(len(prompts), device=weight.device), lengths - 1])
+
+
+def decode(model, ids, cache):
+    """Read one more token of every row, ids (B,): the logits that follow, (B, V)."""
+    cache.reserve(1)
+    hidden = model.hidden(ids[:, None], cache=cache)  # (B, 1, D)
+    cache.advance()
+    return next_logits(model, hidden[:, 0])
 
 
 @torch.inference_mode()
@@ -130,6 +163,7 @@ def generate(model, prompts: list[list[int]], samples_per_prompt: int, max_new_t
              temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0, batch_size: int = 256,
              progress: str = "") -> list[list[Sample]]:
     """Samples for each prompt, in the prompts' order: [prompt][sample]. The same arguments give the same text.
+    Under autocast, cache and layers are in its precision; logits and log-probs never are.
 
     batch_size: rows decoded together. progress: the label of a tqdm bar, none if empty.
     InputError: a prompt is empty, or does not fit into the context together with `max_new_tokens`.
@@ -147,9 +181,7 @@ def generate(model, prompts: list[list[int]], samples_per_prompt: int, max_new_t
     capacity = min(capacity, len(prompts) * samples_per_prompt)
     if not capacity:
         return samples
-    slots = max(map(len, prompts)) + max_new_tokens
-    cache = KVCache(model.config, capacity, slots, device, model.lm_head.weight.dtype)
-    cache.rows, active = 0, []  # active[b]: the Sample that row b writes
+    cache, active = None, []  # active[b]: the Sample that row b writes
     last = torch.zeros(capacity, dtype=torch.long, device=device)  # the token to feed next
     stops = torch.tensor(sorted(stop_ids), device=device)
     bar = tqdm(total=len(prompts) * samples_per_prompt, desc=progress, disable=not progress, leave=False)
@@ -159,6 +191,7 @@ def generate(model, prompts: list[list[int]], samples_per_prompt: int, max_new_t
         if waiting and free and (not active or free * samples_per_prompt >= capacity // 4):
             group, waiting = waiting[:free], waiting[free:]
             read, logits = prefill(model, [prompts[i] for i in group])
+            cache = cache or KVCache(model.config, capacity, device, read.k[0].dtype)
             new = [sample for i in group for sample in samples[i]]
             rows = list(range(len(active), len(active) + len(new)))
             cache.copy_rows(read, [p for p in range(len(group)) for _ in range(samples_per_prompt)], rows)
@@ -167,8 +200,7 @@ def generate(model, prompts: list[list[int]], samples_per_prompt: int, max_new_t
             cache.resize(len(active))
         else:
             rows = list(range(len(active)))
-            logits = model(last[: len(active), None], cache=cache)[:, -1]  # (B, V)
-            cache.advance()
+            logits = decode(model, last[: len(active)], cache)  # (B, V)
         ids, logprobs = next_token(logits, vocab_size, temperature, top_k, top_p, generator)
         last[rows[0]: rows[0] + len(rows)] = ids
         ended = torch.isin(ids, stops).tolist()

@@ -74,13 +74,6 @@ def print_memory(args, reference: bool = False):
     print(memory.line(parts))
 
 
-def autocast(device: str):
-    """bf16 where the processor computes it faster than fp32."""
-    if torch.device(device).type == "cuda":
-        return torch.autocast("cuda", torch.bfloat16)
-    return torch.autocast("cpu", torch.bfloat16, enabled=torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
 def train_problems(args, count: int) -> list[Problem]:
     """At most `count` questions to learn from."""
     if not args.questions:

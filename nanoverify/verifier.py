@@ -8,6 +8,7 @@ The model sees the question and the answer only, never the solution. It is asked
 from dataclasses import dataclass
 
 from nanoverify.answers import verdict
+from nanoverify.model import autocast
 from nanoverify.sampler import generate
 
 VERDICTS = {True: "Therefore, the answer is correct.", False: "Therefore, the answer is incorrect."}
@@ -30,8 +31,9 @@ def verify(model, tokenizer, claims: list[tuple[str, str]], style: str, count: i
            temperature: float = 1.0, seed: int = 0, batch_size: int = 256, progress: str = "") -> list[list[Verification]]:
     """`count` verifications in one style for each claim (question, answer): [claim][i]. Any model can be the judge."""
     prompts = [tokenizer.prompt(VERIFY_PROMPTS[style].format(question=question, answer=answer)) for question, answer in claims]
-    samples = generate(model, prompts, count, max_new_tokens, tokenizer.stop_ids, tokenizer.vocab_size,
-                       temperature=temperature, seed=seed, batch_size=batch_size, progress=progress)
+    with autocast(model.lm_head.weight.device):
+        samples = generate(model, prompts, count, max_new_tokens, tokenizer.stop_ids, tokenizer.vocab_size,
+                           temperature=temperature, seed=seed, batch_size=batch_size, progress=progress)
     texts = [[(tokenizer.decode(sample.ids).strip(), sample.finished) for sample in row] for row in samples]
     return [[Verification(text, verdict(text), finished) for text, finished in row] for row in texts]
 

@@ -6,6 +6,7 @@ import transformers
 
 from nanoverify.checkpoint import load_config, load_model
 from nanoverify.files import InputError, read_json, write_json
+from nanoverify.model import chunked_attention
 
 torch.set_num_threads(1)
 
@@ -117,6 +118,31 @@ def test_gradients(pair):
     assert ours.keys() == theirs.keys()
     for name in ours:
         torch.testing.assert_close(ours[name].grad, theirs[name].grad, atol=1e-4, rtol=1e-4, msg=lambda m: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("T", [1, 7, 8, 9, 37])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_chunked_attention(T, kv_heads):
+    """Bug: a chunk sees its future, loses keys of earlier chunks, or reads another head's keys; in values or in gradients."""
+    torch.manual_seed(T)
+    q, k, v = (torch.randn(3, heads, T, 16, requires_grad=True) for heads in (4, kv_heads, kv_heads))
+    weights = torch.randn(3, 4, T, 16)
+    found = chunked_attention(q, k, v, size=8)
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    for ours, theirs in zip(*(torch.autograd.grad((y * weights).sum(), (q, k, v)) for y in (found, expected))):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_bf16_stays_near_fp32(pair):
+    """Bug: what bf16 training on a CPU computes differs from the fp32 model by more than rounding (another mask or scale)."""
+    ours, _ = pair
+    ids = random_ids(2, 150)
+    with torch.no_grad():
+        exact = ours(ids).log_softmax(-1)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = ours(ids).float().log_softmax(-1)
+    assert (exact - rounded).abs().mean() < 0.02 * exact.std() + 0.01
 
 
 @pytest.mark.parametrize("settings, named", [

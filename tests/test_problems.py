@@ -12,7 +12,7 @@ import pytest
 
 from nanoverify import pretrain
 from nanoverify.files import InputError
-from nanoverify.problems import FAMILIES, HELD_OUT, LEVELS, SOLVE_PROMPT, TRAINED, make_puzzles, puzzle, read_problems, split_of
+from nanoverify.problems import CHOICES, FAMILIES, HELD_OUT, LEVELS, SOLVE_PROMPT, TRAINED, make_puzzles, puzzle, read_problems, split_of
 
 ROOT = Path(__file__).parents[1]
 LEGS = {"chickens": 2, "rabbits": 4, "beetles": 6, "spiders": 8}
@@ -22,8 +22,13 @@ CELLS = [(family, level) for family in FAMILIES for level in LEVELS]
 @pytest.fixture(scope="module")
 def puzzles():
     """[(family, level, split, numbers, problem)], 100 of each family and level."""
-    rng = random.Random(0)
-    return [(family, level, *puzzle(rng, family, level)) for family, level in CELLS for _ in range(100)]
+    return draw_all(random.Random(0), CELLS, 100)
+
+
+def draw_all(rng, cells, count):
+    """Numbers without the answers to choose from."""
+    drawn = [(family, level, *puzzle(rng, family, level)) for family, level in cells for _ in range(count)]
+    return [(family, level, split, {k: v for k, v in numbers.items() if k != "choices"}, problem) for family, level, split, numbers, problem in drawn]
 
 
 def solutions(family, n):
@@ -69,7 +74,21 @@ def test_question_shows_the_numbers(puzzles):
         assert not re.search(r"[{}]", problem.question)
         legs = ("p", "q") if family == "rabbits" else ()  # everybody knows them
         assert {str(value) for key, value in numbers.items() if key not in legs} <= set(re.findall(r"\w+", problem.question)), problem
-        assert set(re.findall(r"\d+", problem.question)) <= set(map(str, numbers.values())) and problem.question.endswith("?"), problem
+        question, choices = problem.question.split(" Choose from ")
+        assert set(re.findall(r"\d+", question)) <= set(map(str, numbers.values())) and question.endswith("?"), problem
+        assert re.fullmatch(r"\d+(, \d+)*\.", choices), problem
+
+
+def test_choices_do_not_tell(puzzles):
+    """Bug: the answer is not among the choices, or its place among them gives it away."""
+    ranks = collections.defaultdict(collections.Counter)
+    for family, level, _, _, problem in puzzles:
+        choices = [int(n) for n in re.findall(r"\d+", problem.question.split(" Choose from ")[1])]
+        assert choices == sorted(set(choices)) and len(choices) == CHOICES[level]
+        ranks[level][choices.index(int(problem.answer))] += 1
+    for level, counts in ranks.items():
+        expected = sum(counts.values()) / CHOICES[level]
+        assert all(abs(counts[rank] - expected) < 4.5 * expected ** 0.5 for rank in range(CHOICES[level])), (level, counts)
 
 
 def test_checks_say_what_is_so(puzzles):
@@ -116,7 +135,7 @@ def test_splits_are_by_numbers(puzzles):
     """Bug: the same puzzle in other words or with other names is trained on and tested on."""
     seen, wordings = {}, collections.defaultdict(set)
     rng = random.Random(1)
-    more = [(family, level, *puzzle(rng, family, level)) for family in FAMILIES for level in (1, 2) for _ in range(1000)]
+    more = draw_all(rng, [(family, level) for family in FAMILIES for level in (1, 2)], 1000)
     for family, _, split, numbers, problem in puzzles + more:
         key = (family, *sorted(numbers.items()))
         assert seen.setdefault(key, (split, problem.id)) == (split, problem.id)

@@ -12,7 +12,7 @@ from nanoverify import pretrain
 from nanoverify.checkpoint import load_model, save_model
 from nanoverify.files import InputError, write_json
 from nanoverify.model import Config, Transformer
-from nanoverify.sampler import KVCache, draw, generate, keep_top, next_token, prefill, scaled_log_probs
+from nanoverify.sampler import SLOTS, KVCache, decode, draw, generate, keep_top, next_token, prefill, scaled_log_probs
 from nanoverify.scoring import log_probs_and_entropy
 from nanoverify.tokenizer import Tokenizer
 
@@ -77,16 +77,41 @@ def test_cached_logits_equal_the_full_forward():
     model, prompts = tiny_model(), PROMPTS[:3]
     texts = torch.randint(0, 61, (3, 6), generator=torch.Generator().manual_seed(1)).tolist()
     read, logits = prefill(model, prompts)
-    cache = KVCache(model.config, 3, 24, "cpu", torch.float32)
-    cache.k.fill_(1e3), cache.v.fill_(1e3)  # what an earlier row left
+    cache = KVCache(model.config, 3, "cpu", torch.float32)
+    cache.reserve(24)
+    for tensor in cache.k + cache.v:
+        tensor.fill_(1e3)  # what an earlier row left
     cache.copy_rows(read, [2, 0, 1], [0, 1, 2])
     cache.resize(3)
     prompts, texts, logits = [prompts[i] for i in (2, 0, 1)], [texts[i] for i in (2, 0, 1)], logits[[2, 0, 1]]
     for t in range(6):
         expected = torch.stack([model(torch.tensor([prompt + text[:t]]))[0, -1] for prompt, text in zip(prompts, texts)])
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
-        logits = model(torch.tensor([[text[t]] for text in texts]), cache=cache)[:, -1]
-        cache.advance()
+        logits = decode(model, torch.tensor([text[t] for text in texts]), cache)
+
+
+@torch.no_grad()
+def test_cache_follows_the_longest_row():
+    """Bug: tokens are lost or shifted when the cache grows behind its slots or shrinks after a long row has left."""
+    model, cache = tiny_model(context=4 * SLOTS), None
+    prompts = [[i % 61 for i in range(3 * SLOTS - 2)], [5, 6, 7]]
+    cache, logits = prefill(model, prompts)
+    texts, sizes = [list(prompt) for prompt in prompts], []
+    for _ in range(5):
+        ids = logits.argmax(-1)
+        texts = [text + [id] for text, id in zip(texts, ids.tolist())]
+        logits = decode(model, ids, cache)
+        sizes.append(cache.k[0].shape[2])
+        torch.testing.assert_close(logits, torch.stack([model(torch.tensor([text]))[0, -1] for text in texts]), atol=1e-4, rtol=0)
+    cache.copy_rows(cache, [1], [0])
+    cache.resize(1)
+    for _ in range(SLOTS):
+        id = logits[-1:].argmax(-1)
+        texts[1].append(id.item())
+        logits = decode(model, id, cache)
+        sizes.append(cache.k[0].shape[2])
+        torch.testing.assert_close(logits[0], model(torch.tensor([texts[1]]))[0, -1], atol=1e-4, rtol=0)
+    assert sizes[0] == 3 * SLOTS and 4 * SLOTS in sizes and sizes[-1] == 2 * SLOTS
 
 
 @pytest.fixture(scope="module")
