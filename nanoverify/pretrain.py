@@ -155,7 +155,7 @@ def drill(rng):
 def example(rng, drills: float, notes: int) -> list[tuple[str, bool]]:
     """One document as (text, is it learned?) pieces. drills: the share of documents that only drill. Up to `notes` drills stand between question and instruction in
     one document of four, so that the distance to the question varies."""
-    kind = rng.choices(("drills", "solve", "again", "check", "phrase"), (100 * drills, 28, 6, 48, 1))[0]
+    kind = rng.choices(("drills", "solve", "again", "check", "phrase"), (100 * drills, 20, 8, 52, 1))[0]
     exercises = [drill(rng) for _ in range(rng.randint(4, 12) if kind == "drills" else rng.choice((0, 0, 0, rng.randint(0, notes))))]
     pieces = [piece for question, result in exercises for piece in ((" " + question, False), (result, True))]
     if kind == "drills":
@@ -214,7 +214,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True, help="folder of the checkpoint")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=6000, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=5000, help="optimizer steps")
     parser.add_argument("--tokens-per-step", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=3e-3, help="peak of AdamW; Muon's is 7 times that; linear to 0 over the last 90%%")
     parser.add_argument("--hidden", type=int, default=128, help="width D")

@@ -37,7 +37,7 @@ SOLVE_PROMPT = '{question}\nThink step by step and end with "The answer is ...".
 
 UNKNOWN = {1: (2, 6), 2: (2, 9), 3: (3, 12), 4: (4, 15), 5: (6, 19)}  # the unknown x
 SMALL = {1: (1, 12), 2: (1, 20), 3: (1, 25), 4: (3, 35), 5: (5, 50)}  # what is added or taken away
-CHOICES = {1: 2, 2: 3, 3: 4, 4: 5, 5: 6}  # how many answers there are to choose from
+CHOICES = {1: 3, 2: 4, 3: 5, 4: 6, 5: 6}  # how many answers there are to choose from
 
 
 def linear(rng, level, x):

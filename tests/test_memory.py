@@ -1,8 +1,10 @@
 """The memory estimate against what autograd really keeps, and what happens when memory runs out."""
 import argparse
+from unittest import mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from nanoverify import files, memory, stage
 from nanoverify.model import Config, Transformer
@@ -16,8 +18,12 @@ def config(**changes):
         tie_word_embeddings=True), **changes})
 
 
+def kernel(q, k, v):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+
 def kept(model, ids):
-    """Bytes of the distinct storages that autograd saves for the backward pass, weights aside."""
+    """Bytes of the distinct storages that autograd saves for the backward pass, weights aside, with the kernel that CUDA has."""
     storages = {}
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
@@ -26,7 +32,7 @@ def kept(model, ids):
         if storage.data_ptr() not in weights:
             storages[storage.data_ptr()] = (storage.nbytes(), tensor)  # holding the tensor keeps its address unique
         return tensor
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16), mock.patch("nanoverify.model.chunked_attention", kernel):
         out = model.hidden(ids)
     casts = 2 * sum(p.numel() for p in model.model["layers"].parameters())  # autocast's bf16 weights: counted apart
     return sum(size for size, _ in storages.values()) - casts, out
@@ -69,7 +75,8 @@ def test_estimate_by_hand():
     count = sum(p.numel() for p in Transformer(c).parameters())
     parts = memory.estimate(c, batch_size=8, slots=100, micro_tokens=4096, reference=True)
     assert (parts["weights"], parts["gradients"], parts["Adam"], parts["reference"]) == (4 * count, 4 * count, 8 * count, 4 * count)
-    assert parts["sampling"] == 8 * 100 * 6 * (2 * 16) * 2 * 4 + 8 * 1000 * 12  # rows, slots, layers, K * E, keys and values, fp32; logits
+    # rows, slots, keys and values of 6 layers and one more while it grows, K * E, bf16; bf16 weights; logits
+    assert parts["sampling"] == 8 * 100 * (2 * 6 + 1) * (2 * 16) * 2 + 2 * count + 8 * 1000 * 12
     assert parts["peak"] == 20 * count + max(parts["training"], parts["sampling"])
     assert memory.estimate(c, 8, 100)["peak"] == 4 * count + parts["sampling"]
 
