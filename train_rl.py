@@ -101,7 +101,8 @@ def forward(model, tokenizer, prompts, trajectories, args, value_head=None):
 
 
 def advantages_of(trajectories, kl, values, mask, totals, args, rng):
-    """Advantages (B, T) on response tokens and, for GAE, returns. kl (B, T): logp - ref_logp of each token."""
+    """Advantages (B, T) on response tokens; for GAE, returns; the rewards dealt out: one a response, one an action.
+    kl (B, T): logp - ref_logp of each token."""
     outcomes = [ppo.outcome_reward(t) for t in trajectories]
     actions = [ppo.action_rewards(t, args.punish_cut or args.advantage == "gae") for t in trajectories]
     if args.shuffle_rewards:
@@ -115,7 +116,7 @@ def advantages_of(trajectories, kl, values, mask, totals, args, rng):
                        for process, last in zip(row, [False] * (len(row) - 1) + [True])] for row, outcome in zip(actions, outcomes)]
         rewards = ppo.at_action_ends(per_action, trajectories, width) - args.beta * kl
         advantages, returns = ppo.gae(rewards, values, mask, args.gamma, args.lam)
-        return ppo.whiten(advantages, mask), returns
+        return ppo.whiten(advantages, mask), returns, (outcomes, actions)
     advantages = -args.beta * kl
     if args.reward in ("outcome", "both"):
         per_response = ppo.leave_one_out(torch.tensor(outcomes).view(-1, args.samples))  # (P, M)
@@ -126,7 +127,26 @@ def advantages_of(trajectories, kl, values, mask, totals, args, rng):
             advantages = advantages + ppo.spread(per_action, trajectories, width)
     if args.reward in ("process", "both"):
         advantages = advantages + ppo.spread(ppo.context_advantages(actions, totals, args.min_count, args.decay), trajectories, width)
-    return advantages * mask, None
+    return advantages * mask, None, (outcomes, actions)
+
+
+def rollout_rows(trajectories, rewards, kl, advantages, args, tokenizer):
+    """A rollout as readable rows: as_row, `outcome`, and for each action
+    process    its process reward; None for an action cut by the token limit
+    reward     outcome and process, as far as --reward counts them (for GAE, the outcome on the last action only)
+    advantage  mean over its tokens of what the update uses = reward - baseline - kl
+    kl         mean over its tokens of beta * (logp - ref_logp)
+    baseline   what was subtracted; None for GAE, whose advantages are discounted sums, whitened"""
+    mean = lambda x: x.mean().item() if len(x) else 0.0
+    for t, outcome, process, kl_row, advantage_row in zip(trajectories, *rewards, kl, advantages):
+        row = {**as_row(t, tokenizer), "outcome": outcome}
+        for i, action in enumerate(row["actions"]):
+            own, span, gae = [*process, None][i], slice(action["start"], action["stop"]), args.advantage == "gae"
+            reward = (args.reward != "process" and (not gae or i == len(t.actions) - 1)) * outcome + (args.reward != "outcome") * (own or 0.0)
+            penalty, advantage = args.beta * mean(kl_row[span]), mean(advantage_row[span])
+            numbers = {"reward": reward, "kl": penalty, "advantage": advantage, "baseline": None if gae else reward - penalty - advantage}
+            action.update(process=own, **{key: value if value is None else round(value, 5) for key, value in numbers.items()})
+        yield row
 
 
 def update(model, value_head, optimizer, tokenizer, prompts, trajectories, advantages, old, returns, args, rng):
@@ -204,7 +224,7 @@ def main(argv=None):
             old = score(model, tokenizer, prompts, trajectories, args, value_head)  # log-probs, entropy, values
             mask = torch.tensor([[float(t < len(x.ids)) for t in range(old.shape[2])] for x in trajectories])
             kl = (old[0] - score(reference, tokenizer, prompts, trajectories, args)[0]) * mask if reference else torch.zeros_like(mask)
-            advantages, returns = advantages_of(trajectories, kl, old[2], mask, totals, args, shuffler)
+            advantages, returns, rewards = advantages_of(trajectories, kl, old[2], mask, totals, args, shuffler)
             clock.append(time.time())
             # 4. update
             for group in optimizer.param_groups:
@@ -227,6 +247,7 @@ def main(argv=None):
                 line["eval"] = metrics(evaluate(model, tokenizer, held_out, args))
             log.write(json.dumps({key: round(value, 5) if isinstance(value, float) else value for key, value in line.items()}) + "\n")
             log.flush()
+            write_jsonl(folder / "rollouts.jsonl", ({"step": step, **row} for row in rollout_rows(trajectories, rewards, kl, advantages, args, tokenizer)))
             bar.set_postfix(first=f"{100 * found['first_accuracy']:.0f}%", final=f"{100 * found['final_accuracy']:.0f}%",
                             tokens=f"{found['tokens_per_response']:.0f}", kl=f"{signs['approx_kl']:.4f}")
         answers = evaluate(model, tokenizer, held_out, args)

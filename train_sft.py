@@ -16,12 +16,12 @@ from tqdm import tqdm
 
 from nanoverify.checkpoint import load_model, save_model
 from nanoverify.evaluate import evaluate, metrics, report, table
-from nanoverify.files import InputError, output_folder, read_jsonl, run, write_json
+from nanoverify.files import InputError, output_folder, read_jsonl, run, write_json, write_jsonl
 from nanoverify.model import autocast
 from nanoverify.problems import SOLVE_PROMPT, Problem
 from nanoverify.scoring import kl_divergence, log_probs_and_entropy, micro_batches, pad
 from nanoverify.stage import add_model_flags, add_question_flags, add_training_flags, earlier_evaluations, load, positive, print_memory, save_evaluations, test_problems
-from nanoverify.trajectory import loss_mask, parse
+from nanoverify.trajectory import as_row, loss_mask, parse
 
 
 def flags(argv):
@@ -114,9 +114,11 @@ def main(argv=None):
                 bar.set_postfix(loss=f"{total_loss:.3f}", grad=f"{norm:.2f}")
                 bar.update()
         bar.close()
-        columns["SFT"] = report(evaluate(model, tokenizer, problems, args))
+        answers = evaluate(model, tokenizer, problems, args)
+        columns["SFT"] = report(answers)
         save_model(model, folder, args.model)
         save_evaluations(folder, columns, args)
+        write_jsonl(folder / "responses.jsonl", (as_row(t, tokenizer) for t in answers))
         write_json(folder / "arguments.json", {**vars(args), "trajectories": len(rows), "dropped_too_long": too_long})
     print(table(columns))
     print(f"-> {args.out}")

@@ -42,13 +42,14 @@ def write_json(path, content: dict):
     Path(path).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_jsonl(path):
-    """Yield (line number, object) for each line that is not blank. InputError: file:line: reason."""
+def read_jsonl(path, growing: bool = False):
+    """Yield (line number, object) for each line that is not blank. InputError: file:line: reason.
+    growing: the file is perhaps being written, and what stands behind its last line end is left out."""
     try:
         lines = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}")
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines[:-1] if growing else lines, 1):
         if not line.strip():
             continue
         try:
