@@ -41,7 +41,7 @@ def add_question_flags(parser):
 
 
 def add_training_flags(group):
-    group.add_argument("--micro-tokens", type=positive, default=8192, help="padded tokens per forward pass; lower it if memory runs out (default: %(default)s)")
+    group.add_argument("--micro-tokens", type=positive, default=4096, help="padded tokens per forward pass; lower it if memory runs out (default: %(default)s)")
     group.add_argument("--recompute", action="store_true", help="keep only layer inputs for the backward pass: far less memory, a third more time")
     group.add_argument("--eval-every", type=int, default=0, metavar="STEPS", help="evaluate on the way; 0: only at the end")
 
