@@ -6,7 +6,7 @@ numbers. Who may see a puzzle is decided by a hash of its family and its numbers
 never end up on different sides.
 
     >>> make_puzzles("train", 1, seed=0)[0]
-    Problem(id='...', question='27 increased by 2 times a number is 39. What is the number?', answer='6', family='linear', level=...)
+    Problem(id='...', question='... What is the number? Choose from 4, 5, 6, 8.', answer='6', family='linear', level=...)
 """
 import hashlib
 import random
@@ -35,9 +35,9 @@ SOLVE_PROMPT = '{question}\nThink step by step and end with "The answer is ...".
 
 # ---- families: level and the unknown x -> the numbers of the question ----------------------------------------------
 
-UNKNOWN = {1: (2, 6), 2: (2, 9), 3: (3, 12), 4: (4, 15), 5: (6, 19)}  # the unknown x
-SMALL = {1: (1, 12), 2: (1, 20), 3: (1, 25), 4: (3, 35), 5: (5, 50)}  # what is added or taken away
-CHOICES = {1: 3, 2: 4, 3: 5, 4: 6, 5: 6}  # how many answers there are to choose from
+UNKNOWN = {1: (2, 5), 2: (2, 6), 3: (2, 8), 4: (2, 9), 5: (2, 9)}  # the unknown x
+SMALL = {1: (1, 12), 2: (1, 25), 3: (1, 50), 4: (5, 75), 5: (10, 99)}  # what is added or taken away
+CHOICES = {1: 2, 2: 3, 3: 4, 4: 5, 5: 6}  # how many answers there are to choose from
 
 
 def linear(rng, level, x):
@@ -56,13 +56,13 @@ LEGS = {"chickens": 2, "rabbits": 4, "beetles": 6, "spiders": 8}
 
 
 def rabbits(rng, level, x):
-    y = rng.randint(*UNKNOWN[level])
+    y = rng.randint(2, 4 * level)
     few, many = sorted(rng.sample(sorted(LEGS), 2), key=LEGS.get)
     return {"many": many, "few": few, "p": LEGS[many], "q": LEGS[few], "n": x + y, "v": LEGS[many] * x + LEGS[few] * y}
 
 
 def stamps(rng, level, x):
-    y, p = rng.randint(*UNKNOWN[level]), rng.randint(3, min(9, 3 + level))
+    y, p = rng.randint(2, 4 * level), rng.randint(3, min(9, 3 + level))
     q = rng.randint(2, p - 1)
     return {"n": x + y, "p": p, "q": q, "v": p * x + q * y}
 
