@@ -30,6 +30,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}")
 PHRASES = ("Wait, let me recheck my solution.", "Let me try again.", "Wait, let me try again.", "Let me recheck.",
            *VERDICTS.values())
+EXCLUSIONS = ("Not {}.", "It is not {}.", "{} is wrong.", "The answer is {}. " + VERDICTS[False], "Put in {}: " + VERDICTS[False])
 
 # ---- worked examples -----------------------------------------------------------------------------------------------
 
@@ -125,7 +126,7 @@ def again_text(family, numbers, x, given):
 
 def drill(rng):
     """One exercise: (its statement, its result). Only results are learned, for nobody can foresee a statement."""
-    kind = rng.choice(("add", "add", "minus", "minus", "times", "times", "compare", "compare", "more", "choose", "choose"))
+    kind = rng.choice(("add", "add", "minus", "minus", "times", "times", "compare", "compare", "more", *["choose"] * 6))
     big, small = rng.choice((20, 50, 99, 99, 250)), rng.choice((20, 50, 99))
     a, b = rng.randint(1, big), rng.randint(1, small)
     if kind == "add":
@@ -142,11 +143,12 @@ def drill(rng):
         return f"The result is {a}. {left},", f" {right} {VERDICTS[a == b]}"
     if kind == "choose":  # what is excluded cannot be the answer
         given = choices(rng, rng.choice(LEVELS))
-        no = rng.sample(given, rng.randint(1, len(given) - 1))
+        no = rng.sample(given, len(given) - 1 if rng.random() < 0.6 else rng.randint(1, len(given) - 1))
         text = f"Choose from {', '.join(map(str, given))}."
         for y in no:
-            text += "".join(f" {statement}{result}" for statement, result in [drill(rng)] if rng.random() < 0.3)
-            text += " " + rng.choice(("Not {}.", "It is not {}.", "{} is wrong.", "The answer is not {}.", "The answer is {}. " + VERDICTS[False])).format(y)
+            if rng.random() < 0.2:  # something else may stand between
+                text += " " + "".join(drill(rng))
+            text += " " + rng.choice(EXCLUSIONS).format(y)
         return f"{text} The answer is", f" {rng.choice([y for y in given if y not in no])}."
     return f"{a} is", f" {'more' if a > b else 'not more'} than {b}."
 

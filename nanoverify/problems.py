@@ -2,8 +2,8 @@
 
 The puzzles are hard to solve and easy to check. Finding the number means undoing a calculation in the head;
 putting a number back means doing two to five small calculations, forwards. Five levels differ in the size of the
-numbers. Who may see a puzzle is decided by a hash of its family and its numbers, so two wordings of the same puzzle
-never end up on different sides.
+numbers and in how many answers there are to choose from. Who may see a puzzle is decided by a hash of its family and
+its numbers, so two wordings of the same puzzle never end up on different sides.
 
     >>> make_puzzles("train", 1, seed=0)[0]
     Problem(id='...', question='... What is the number? Choose from 4, 5, 6, 8.', answer='6', family='linear', level=...)
