@@ -2,7 +2,7 @@
 
 Weights, gradients and both Adam moments are fp32 (the master copy), matrix products are bf16 under autocast. Sampling
 and training never overlap, so the peak is what stays plus the larger of the two. For PyTorch's attention kernel, as on CUDA;
-a CPU keeps a little more. Letters as in model.py; I is the width of the MLP, L the number of layers.
+model.chunked_attention, on a CPU, keeps about H (T + 128) more bytes per token and layer. What reading a group of prompts takes is left out. Letters as in model.py; I is the width of the MLP, L the number of layers.
 """
 import torch
 
@@ -33,7 +33,7 @@ def estimate(config: Config, batch_size: int, slots: int, micro_tokens: int = 0,
     logits = 3 * 4 * min(LOGITS, micro_tokens * config.vocab_size)
     parts["training"] = (2 * parameters + activation_bytes(config, micro_tokens, recompute) + logits) if micro_tokens else 0
     layer = 2 * batch_size * slots * config.num_key_value_heads * config.head_dim  # keys or values of one layer, bf16
-    # bf16 copies of the weights; the cache, and one more tensor while it grows; logits, log-probs and their exponentials
+    # at most, bf16 copies of the weights; the cache, and one more tensor while it grows; logits, log-probs and their exponentials
     parts["sampling"] = 2 * parameters + (2 * config.num_hidden_layers + 1) * layer + 3 * 4 * batch_size * config.vocab_size
     return {**parts, "peak": stays + max(parts["training"], parts["sampling"])}
 

@@ -85,7 +85,8 @@ class Config:
 def autocast(device):
     """bf16 where the processor computes it faster than fp32."""
     kind = torch.device(device).type
-    return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    fast = kind == "cuda" or kind == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.autocast(kind, torch.bfloat16, enabled=fast)
 
 
 class RMSNorm(nn.Module):
@@ -126,7 +127,8 @@ def chunked_attention(q, k, v, size: int = 128):
     """Causal attention in bf16 on a CPU: q (B, H, T, E), k and v (B, K, T, E) -> (B, H, T, E).
 
     `size` queries at a time, which leave out the keys behind them, as plain matrix products: an SFT step takes 0.68 of
-    the time it takes with PyTorch's fused kernel. In fp32 that one is as fast, and on CUDA faster.
+    the time it takes with PyTorch's fused kernel. In fp32 that one is as fast, and on CUDA faster. The price: scores are
+    rounded to bf16 before the softmax (root mean square error of the result 0.0007 against 0.0004, where scores spread by 1).
     """
     B, H, T, E = q.shape
     K = k.shape[1]

@@ -48,7 +48,7 @@ def linear(rng, level, x):
 def both_sides(rng, level, x):
     b = rng.randint(3, min(9, 3 + level))
     d = rng.randint(2, b - 1)
-    a = rng.randint(1, max(1, min((b - d) * x - 1, SMALL[level][1])))
+    a = rng.randint(1, min((b - d) * x - 1, SMALL[level][1]))
     return {"a": a, "b": b, "d": d, "e": (b - d) * x - a}
 
 
@@ -148,7 +148,7 @@ def choices(rng: random.Random, level: int) -> list[int]:
 
 
 def puzzle(rng: random.Random, family: str, level: int) -> tuple[str, dict, Problem]:
-    """One random puzzle: (its split, its numbers, the problem)."""
+    """One random puzzle: (its split, its numbers and `choices`, the problem)."""
     draw, wordings = FAMILIES[family]
     given = choices(rng, level)
     x = rng.choice(given)  # any of them alike, so that nothing but the calculation tells which

@@ -54,26 +54,27 @@ def definitions() -> dict[str, str]:
 
 def read_run(path: str) -> dict:
     """What an output folder holds; while a run writes it, it lies beside, as .part (files.output_folder)."""
-    folder = next((folder for folder in (Path(path), Path(f"{Path(path)}.part")) if folder.is_dir()), None)
+    folder = next((folder for folder in (Path(f"{Path(path)}.part"), Path(path)) if folder.is_dir()), None)
     if folder is None:
         raise InputError(f"{path}: no such folder")
     there = [name for name in ("evaluation.json", "metrics.jsonl", *TRANSCRIPTS) if (folder / name).exists()]
     if not there:
         raise InputError(f"{path}: holds no evaluation.json, metrics.jsonl or {', '.join(TRANSCRIPTS)}; give an output folder of the three scripts")
-    lines = [line for _, line in read_jsonl(folder / "metrics.jsonl", growing=True)] if "metrics.jsonl" in there else []
+    running = folder.suffix == ".part"
+    lines = [line for _, line in read_jsonl(folder / "metrics.jsonl", growing=running)] if "metrics.jsonl" in there else []
     columns = read_json(folder / "evaluation.json").get("columns") if "evaluation.json" in there else {}
     if not isinstance(columns, dict) or not all(isinstance(values, dict) and {"count", "by_level", *ROWS} <= values.keys() for values in columns.values()):
         raise InputError(f"{folder}/evaluation.json: not an evaluation of this version")
     if not all("step" in line for line in lines):
         raise InputError(f"{folder}/metrics.jsonl: a line without a step")
-    return {"path": path, "running": folder.suffix == ".part", "lines": lines, "columns": columns,
-            "sets": [{"name": f"{path}: {TRANSCRIPTS[name]}", **read_set(folder / name)} for name in TRANSCRIPTS if name in there]}
+    return {"path": path, "running": running, "lines": lines, "columns": columns,
+            "sets": [{"name": f"{path}: {TRANSCRIPTS[name]}", **read_set(folder / name, running)} for name in TRANSCRIPTS if name in there]}
 
 
-def read_set(path: Path) -> dict:
+def read_set(path: Path, growing: bool = False) -> dict:
     """One file of graded responses, as trajectory.as_row made them."""
     items = []
-    for number, row in read_jsonl(path, growing=True):
+    for number, row in read_jsonl(path, growing):
         try:
             problem, *actions = [kind(**{field.name: found[field.name] for field in dataclasses.fields(kind)})
                                  for kind, found in ((Problem, row), *((Action, action) for action in row["actions"]))]
@@ -141,7 +142,7 @@ def curves(lines: list[dict]) -> list[dict]:
             if name != "step" and isinstance(value, (int, float)) and math.isfinite(value):
                 points[name].append((line["step"], value))
     known, drawn = definitions(), []
-    place = lambda value, all, size: 2 + (size - 4) * ((value - min(all)) / (max(all) - min(all)) if max(all) > min(all) else 0.5)
+    place = lambda value, values, size: 2 + (size - 4) * ((value - min(values)) / (max(values) - min(values)) if max(values) > min(values) else 0.5)
     for name, found in points.items():
         steps, values = zip(*found)
         drawn.append({"name": name, "meaning": known.get(name.removeprefix("eval "), ""), "steps": steps, "numbers": values,

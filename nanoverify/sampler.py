@@ -39,7 +39,7 @@ class KVCache:
         self.window = 0  # slots in use: the longest row, known without asking the device
 
     def reserve(self, T: int):
-        """Make room for T more tokens in every row."""
+        """Fit the slots to T more tokens of the longest row. They shrink only by more than SLOTS, so that they do not swing."""
         slots, now = -(-(self.window + T) // SLOTS) * SLOTS, self.k[0].shape[2]
         if now - SLOTS <= slots <= now:
             return
@@ -79,7 +79,7 @@ class KVCache:
         self.window = int(self.lengths[:rows].max()) if rows else 0
 
     def copy_rows(self, source: "KVCache", rows: list[int], to: list[int]):
-        """Rows `rows` of `source` (may be this cache) are written over rows `to`."""
+        """Rows `rows` of `source` (may be this cache) are written over rows `to`; call `resize` afterwards."""
         width = source.window
         self.reserve(max(width - self.window, 0))
         for mine, theirs in ((self.k, source.k), (self.v, source.v)):
@@ -195,6 +195,7 @@ def generate(model, prompts: list[list[int]], samples_per_prompt: int, max_new_t
             new = [sample for i in group for sample in samples[i]]
             rows = list(range(len(active), len(active) + len(new)))
             cache.copy_rows(read, [p for p in range(len(group)) for _ in range(samples_per_prompt)], rows)
+            del read  # its memory is free while the rows are decoded
             logits = logits.repeat_interleave(samples_per_prompt, 0)  # (new rows, V)
             active += new
             cache.resize(len(active))

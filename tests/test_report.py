@@ -22,7 +22,7 @@ from test_readme import README, ROOT
 from test_sampler import byte_tokenizer, save_policy
 
 TOKENIZER = byte_tokenizer()
-HOSTILE = "</script></title><img src=x onerror='alert(1)'>\"&{{ 7 * 7 }}"
+HOSTILE = "</script></title><img src=x onerror='alert(1)'>\"&{{ 1234567 * 3 }}"
 
 
 def row(form: str, note="", finished=True, level=1, family="linear", question="?", **more) -> dict:
@@ -85,7 +85,7 @@ def test_model_text_is_text(whole):
     """Bug: text of a model, a question or a log ends the script, makes an element or a handler, or is run as a template."""
     page = Elements(whole)
     tags = [tag for tag, _ in page.found]
-    assert "img" not in tags and tags.count("script") == tags.count("html") == 1 and "49" not in whole
+    assert "img" not in tags and tags.count("script") == tags.count("html") == 1 and "3703701" not in whole
     assert not [name for _, attributes in page.found for name in attributes if name.startswith("on")]
     assert sum(HOSTILE in data for _, kind, data in page.texts if kind == "text") == 3 * 4  # three files, four actions of the first row
     assert {attributes["data-family"] for tag, attributes in page.found if attributes.get("class") == "t"} == {HOSTILE, "linear"}

@@ -126,9 +126,12 @@ def plain_texts():
     return model, stops, texts
 
 
+@pytest.mark.parametrize("slots", [4, SLOTS])
 @pytest.mark.parametrize("samples, batch_size", [(1, 100), (1, 7), (1, 5), (1, 4), (1, 3), (1, 2), (1, 1), (3, 100), (3, 9), (3, 7), (3, 3), (3, 1)])
-def test_batch_equals_each_prompt_alone(samples, batch_size, plain_texts):
-    """Bug: rows that end early, move or are refilled take the text, length or place in the result of another; a small batch stalls."""
+def test_batch_equals_each_prompt_alone(samples, batch_size, slots, plain_texts, monkeypatch):
+    """Bug: rows that end early, move or are refilled take the text, length or place in the result of another, also while the
+    cache grows and shrinks; a small batch stalls."""
+    monkeypatch.setattr("nanoverify.sampler.SLOTS", slots)
     model, stops, expected = plain_texts
     found = generate(model, PROMPTS, samples, 15, stops, 61, temperature=0, batch_size=batch_size)
     for text, row in zip(expected, found, strict=True):
@@ -178,6 +181,22 @@ def test_log_probs_equal_the_trainers(temperature):
                 hidden = model.hidden(torch.tensor([prompt + sample.ids]))[0, len(prompt) - 1: -1]
                 expected, _ = log_probs_and_entropy(hidden, model.lm_head.weight, torch.tensor(sample.ids), vocab_size, temperature)
             torch.testing.assert_close(torch.tensor(sample.logprobs), expected, atol=1e-4, rtol=0)
+
+
+def test_autocast():
+    """Bug: under autocast the cache stays in fp32, or logits and log-probs are rounded; sampler and trainer drift apart."""
+    model = tiny_model()
+    with torch.autocast("cpu", torch.bfloat16):
+        cache, logits = prefill(model, PROMPTS)
+        assert cache.k[0].dtype == torch.bfloat16 and logits.dtype == torch.float32
+        rows, differences = generate(model, PROMPTS, 3, 40, {3}, 61, batch_size=6), []
+        for prompt, row in zip(PROMPTS, rows):
+            for sample in row:
+                with torch.no_grad():
+                    hidden = model.hidden(torch.tensor([prompt + sample.ids]))[0, len(prompt) - 1: -1]
+                    expected, _ = log_probs_and_entropy(hidden, model.lm_head.weight, torch.tensor(sample.ids), 61)
+                differences += (torch.tensor(sample.logprobs) - expected).abs().tolist()
+    assert sum(differences) / len(differences) < 0.03
 
 
 def test_stop_and_truncation():
