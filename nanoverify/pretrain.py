@@ -1,11 +1,12 @@
 """Train the small policy that is shipped in nanoverify/policy: a stand-in for the base model of the paper.
 
 It learns three kinds of prompt from worked examples of the training split (solve; verify by solving again; verify by
-putting the answer back) and the arithmetic below them from drills. A solution writes down its first steps and then the
-number, found in the head: a guess that gets worse as numbers grow. A check is written out step by step. It never sees a
-second attempt after a wrong first one, so self-correction is left to the three stages.
+putting the answer back) and what lies below them from drills: arithmetic, comparing, and picking from a list what was not
+excluded. A solution writes down its first steps and then the number, found in the head: hardly more than a guess among
+the answers to choose from. A check is written out step by step. It never sees a second attempt at a question after a wrong
+first one, so self-correction is left to the three stages.
 
-    python -m nanoverify.pretrain --out nanoverify/policy      # the recipe that made the shipped policy; 26 minutes on 2 cores
+    python -m nanoverify.pretrain --out nanoverify/policy      # the recipe that made the shipped policy; 19 minutes on 2 cores
 """
 import argparse
 import json
@@ -30,7 +31,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}")
 PHRASES = ("Wait, let me recheck my solution.", "Let me try again.", "Wait, let me try again.", "Let me recheck.",
            *VERDICTS.values())
-EXCLUSIONS = ("Not {}.", "It is not {}.", "{} is wrong.", "The answer is {}. " + VERDICTS[False], "Put in {}: " + VERDICTS[False])
+EXCLUSIONS = ("Not {}.", "It is not {}.", "{} is wrong.", "The answer is not {}.", "The answer is {}. " + VERDICTS[False])
 
 # ---- worked examples -----------------------------------------------------------------------------------------------
 
@@ -126,7 +127,7 @@ def again_text(family, numbers, x, given):
 
 def drill(rng):
     """One exercise: (its statement, its result). Only results are learned, for nobody can foresee a statement."""
-    kind = rng.choice(("add", "add", "minus", "minus", "times", "times", "compare", "compare", "more", *["choose"] * 6))
+    kind = rng.choice(("add", "add", "minus", "minus", "times", "times", "compare", "compare", "more", "choose", "choose"))
     big, small = rng.choice((20, 50, 99, 99, 250)), rng.choice((20, 50, 99))
     a, b = rng.randint(1, big), rng.randint(1, small)
     if kind == "add":
@@ -143,19 +144,20 @@ def drill(rng):
         return f"The result is {a}. {left},", f" {right} {VERDICTS[a == b]}"
     if kind == "choose":  # what is excluded cannot be the answer
         given = choices(rng, rng.choice(LEVELS))
-        no = rng.sample(given, len(given) - 1 if rng.random() < 0.6 else rng.randint(1, len(given) - 1))
+        no = rng.sample(given, rng.randint(1, len(given) - 1))
         text = f"Choose from {', '.join(map(str, given))}."
         for y in no:
-            if rng.random() < 0.2:  # something else may stand between
-                text += " " + "".join(drill(rng))
+            other = drill(rng)
+            if rng.random() < 0.3:  # something else may stand between
+                text += " " + "".join(other)
             text += " " + rng.choice(EXCLUSIONS).format(y)
         return f"{text} The answer is", f" {rng.choice([y for y in given if y not in no])}."
     return f"{a} is", f" {'more' if a > b else 'not more'} than {b}."
 
 
 def example(rng, drills: float, notes: int) -> list[tuple[str, bool]]:
-    """One document as (text, is it learned?) pieces. drills: the share of documents that only drill. Up to `notes` drills stand between question and instruction in
-    one document of four, so that the distance to the question varies."""
+    """One document as (text, is it learned?) pieces. drills: the weight of documents that only drill, against 0.81 of the others.
+    Up to `notes` drills stand between question and instruction in one document of four, so that the distance to the question varies."""
     kind = rng.choices(("drills", "solve", "again", "check", "phrase"), (100 * drills, 16, 6, 58, 1))[0]
     exercises = [drill(rng) for _ in range(rng.randint(4, 12) if kind == "drills" else rng.choice((0, 0, 0, rng.randint(0, notes))))]
     pieces = [piece for question, result in exercises for piece in ((" " + question, False), (result, True))]
