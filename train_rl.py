@@ -40,7 +40,7 @@ def flags(argv):
     add_model_flags(parser, default="out/sft")
     add_question_flags(parser)
     group = parser.add_argument_group("rollout")
-    group.add_argument("--steps", type=positive, default=60, help="rollouts (default: %(default)s)")
+    group.add_argument("--steps", type=positive, default=40, help="rollouts (default: %(default)s)")
     group.add_argument("--prompts", type=positive, default=32, metavar="P", help="questions per step; paper: 64 (default: %(default)s)")
     group.add_argument("--samples", type=int, default=8, metavar="M", help="responses per question; paper: 4 (default: %(default)s)")
     group.add_argument("--temperature", type=float, default=1.0, help="of rollouts and log-probs; paper: 0.7 (default: %(default)s)")
@@ -60,7 +60,7 @@ def flags(argv):
     group.add_argument("--punish-cut", action="store_true", help="process reward -1 for an action cut by the token limit, instead of none; gae always does")
     group.add_argument("--shuffle-rewards", action="store_true", help="control: responses get each other's rewards; nothing may rise")
     group = parser.add_argument_group("update")
-    group.add_argument("--lr", type=float, default=1e-4, help="constant after 5 steps of warm-up; paper: 5e-7 (default: %(default)s)")
+    group.add_argument("--lr", type=float, default=4e-4, help="constant after 5 steps of warm-up; paper: 5e-7 (default: %(default)s)")
     group.add_argument("--value-lr", type=float, default=3e-3, help="of the value head (default: %(default)s)")
     group.add_argument("--minibatches", type=positive, default=2, help="optimizer steps per pass over a rollout (default: %(default)s)")
     group.add_argument("--epochs", type=positive, default=1, help="passes over a rollout (default: %(default)s)")
@@ -200,7 +200,7 @@ def main(argv=None):
         torch.nn.init.zeros_(value_head.weight)
         torch.nn.init.zeros_(value_head.bias)
         groups.append({"params": value_head.parameters(), "lr": args.value_lr, "peak": args.value_lr})
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0, fused=True)
     rng, shuffler = random.Random(args.seed), random.Random(args.seed + 1)  # the control asks the same questions as the main run
     totals, queue = {}, []
     columns = earlier_evaluations(args) or {"start": report(evaluate(model, tokenizer, held_out, args))}
