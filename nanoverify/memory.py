@@ -1,8 +1,9 @@
 """How much memory will a stage need? Computed from config.json and the flags before anything is loaded; not measured.
 
 Weights, gradients and both Adam moments are fp32 (the master copy), matrix products are bf16 under autocast. Sampling
-and training never overlap, so the peak is what stays plus the larger of the two. For PyTorch's attention kernel, as on CUDA;
-model.chunked_attention, on a CPU, keeps about H (T + 128) more bytes per token and layer. What reading a group of prompts takes is left out. Letters as in model.py; I is the width of the MLP, L the number of layers.
+and training never overlap, so the peak is what stays plus the larger of the two. For PyTorch's attention kernel, as on
+CUDA; model.chunked_attention, on a CPU, keeps about H (T + 128) more bytes per token and layer. What reading a group of
+prompts takes is left out. Letters as in model.py; I is the width of the MLP, L the number of layers.
 """
 import torch
 
