@@ -17,7 +17,7 @@ from nanoverify.evaluate import respond, share
 from nanoverify.files import InputError, output_folder, run, write_json, write_jsonl
 from nanoverify.stage import add_model_flags, add_question_flags, load, positive, print_memory, train_problems
 from nanoverify.tokenizer import Tokenizer
-from nanoverify.trajectory import OPENING, as_row, attempts_for, choose_attempts, compose, loss_mask, parse, usable, well_formed
+from nanoverify.trajectory import as_row, attempts_for, choose_attempts, compose, loss_mask, parse, usable, well_formed
 from nanoverify.verifier import VERIFY_PROMPTS, agreement, verify
 from nanoverify.answers import extract
 

@@ -50,7 +50,7 @@ def solutions(family, n):
 
 
 def value(side):
-    """'170 + 51' or '17 * 13' -> a number."""
+    """'33 - 18' or '17 * 8' -> a number."""
     total = 0
     for sign, product in re.findall(r"([+-]?)\s*(\d+(?: \* \d+)*)", side):
         term = 1

@@ -12,7 +12,7 @@ import train_sft
 from nanoverify import ppo, report
 from nanoverify.evaluate import metrics
 from nanoverify.evaluate import report as evaluation
-from nanoverify.files import InputError, write_json, write_jsonl
+from nanoverify.files import write_json, write_jsonl
 from nanoverify.problems import Problem
 from nanoverify.trajectory import RECHECK, RETRY, as_row, parse
 from nanoverify.verifier import VERDICTS
@@ -102,6 +102,8 @@ def test_while_it_is_written(tmp_path):
     assert "still being written" in page and "Steps 1 to 2" in page
     for path in ("rl", "rl/", "rl.part"):
         assert report.page([report.read_run(f"{tmp_path}/{path}")]).replace(f"{tmp_path}/{path}", "") == page.replace(f"{tmp_path}/rl.part", "")
+    a_run(tmp_path / "rl", metrics=[{"step": 60, "reward": 1.0}])  # an earlier run that this one will replace
+    assert report.read_run(str(tmp_path / "rl"))["running"]
     (tmp_path / "rl.part" / "rollouts.jsonl").write_text("")
     (tmp_path / "rl.part" / "metrics.jsonl").write_text("")
     assert "nanoverify report" in report.page([report.read_run(str(tmp_path / "rl"))])  # before the first step

@@ -3,7 +3,7 @@ import itertools
 import random
 
 import pytest
-from tokenizers import Tokenizer as Raw, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Raw, decoders, models, normalizers
 
 from nanoverify import pretrain
 from nanoverify.problems import Problem
