@@ -11,34 +11,37 @@ and easy questions are thinned by --keep-easy only.
 import argparse
 import collections
 import random
+import shutil
 
-from nanoverify.checkpoint import load_model
+from nanoverify.answers import extract
+from nanoverify.checkpoint import checkpoint_files, load_model
 from nanoverify.evaluate import respond, share
 from nanoverify.files import InputError, output_folder, run, write_json, write_jsonl
-from nanoverify.stage import add_model_flags, add_question_flags, load, positive, print_memory, train_problems
+from nanoverify.stage import add_model_flags, add_output_flags, add_question_flags, load, positive, print_memory, train_problems
+from nanoverify.state import identity, parts, same_run
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.trajectory import as_row, attempts_for, choose_attempts, compose, loss_mask, parse, usable, well_formed
-from nanoverify.verifier import VERIFY_PROMPTS, agreement, verify
-from nanoverify.answers import extract
-
+from nanoverify.verifier import VERIFY_PROMPTS, Verification, agreement, verify
 
 MEASURED = 500  # answers on which a style is measured that does not go into the trajectories
+PART = 1000  # questions between two saves
 
 
 def flags(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="out/data", help="folder for trajectories, samples and statistics (default: %(default)s)")
+    add_output_flags(parser, "out/data")
     add_model_flags(parser)
     add_question_flags(parser)
     group = parser.add_argument_group("stage 0")
     group.add_argument("--count", type=positive, default=5000, help="questions (default: %(default)s)")
     group.add_argument("--samples", type=int, default=8, metavar="K", help="answers per question; paper: 5 (default: %(default)s)")
-    group.add_argument("--temperature", type=float, default=1.0, help="of answers and verifications; paper: 0.7 (default: %(default)s)")
+    group.add_argument("--temperature", type=float, default=1.0, help="of answers; paper: 0.7 (default: %(default)s)")
+    group.add_argument("--verify-temperature", type=float, default=0.5, help="of verifications; 0 is greedy (default: %(default)s)")
     group.add_argument("--verifier-model", metavar="DIR", help="model that writes the verifications (default: --model)")
     group.add_argument("--verifications", type=positive, default=1, help="tries per answer and style (default: %(default)s)")
     group.add_argument("--styles", nargs="+", choices=tuple(VERIFY_PROMPTS), default=["confirmative"],
                        help="styles that go into the trajectories; both are measured (default: %(default)s)")
-    group.add_argument("--attempts", type=int, default=6, metavar="N", help="of the longest trajectories, for the hardest questions; paper: 4 (default: %(default)s)")
+    group.add_argument("--attempts", type=int, default=4, metavar="N", help="of the longest trajectories, for the hardest questions (default: %(default)s)")
     group.add_argument("--keep-easy", type=float, default=1.0, help="share kept of questions never answered wrong; paper's code: 0.24 (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.samples < 2:
@@ -56,10 +59,17 @@ def main(argv=None):
     model, tokenizer = load(args)
     problems = train_problems(args, args.count)
     rng = random.Random(args.seed)
-    with output_folder(args.out) as folder:
+    read = [*checkpoint_files(args.model), *(checkpoint_files(args.verifier_model) if args.verifier_model else ()), *(args.questions or ())]
+    with output_folder(args.out, args.resume, args.overwrite) as folder:
+        same_run(folder / "state", identity(args, *read), args.allow_changes)
         # 1. answer each question K times; the rule marks them; the share of wrong ones is the difficulty
-        answers = respond(model, tokenizer, problems, args.samples, args.max_new_tokens, args.temperature, args.seed,
-                          args.batch_size, "answer")
+        def answer(number, part):
+            rows = respond(model, tokenizer, part, args.samples, args.max_new_tokens, args.temperature, args.seed * 1_000_003 + number,
+                           args.batch_size, "answer")
+            return [[(t.ids, t.finished) for t in row] for row in rows]
+
+        rows = parts(folder / "state", "answers", problems, PART, answer)
+        answers = [[parse(problem, ids, finished, tokenizer) for ids, finished in row] for problem, row in zip(problems, rows)]
         dropped = collections.Counter()
         chosen = {}  # index of the problem -> the solutions of its trajectory
         for i, row in enumerate(answers):
@@ -82,9 +92,13 @@ def main(argv=None):
         rights = [j == len(chosen[i]) - 1 for i, j in claims]
         kept, agreements = collections.defaultdict(list), {}
         for number, style in enumerate(VERIFY_PROMPTS):
-            asked = slice(None) if style in args.styles else slice(MEASURED)
-            written = verify(judge, judge_tokenizer, pairs[asked], style, args.verifications, args.max_new_tokens, args.temperature,
-                             args.seed + number + 1, args.batch_size, style)
+            def check(part_number, part):
+                rows = verify(judge, judge_tokenizer, part, style, args.verifications, args.max_new_tokens, args.verify_temperature,
+                              (args.seed + number + 1) * 1_000_003 + part_number, args.batch_size, style)
+                return [[(v.text, v.verdict, v.finished) for v in row] for row in rows]
+
+            asked = pairs if style in args.styles else pairs[:MEASURED]
+            written = [[Verification(*v) for v in row] for row in parts(folder / "state", style, asked, 4 * PART, check)]
             agreements[style] = agreement([(v.verdict, right) for row, right in zip(written, rights) for v in row])
             for claim, right, row in zip(claims, rights, written):
                 if style in args.styles:
@@ -109,6 +123,7 @@ def main(argv=None):
                 action["trained"] = bool(trained)
             rows.append({**row, "difficulty": share(not t.solves[-1].right for t in answers[i])})
         if not rows:
+            shutil.rmtree(folder / "state")  # other flags are needed
             raise InputError(f"no trajectory could be composed: {dict(dropped)}; try more --samples, more --count or another --model")
         rng.shuffle(rows)
 
@@ -122,6 +137,7 @@ def main(argv=None):
         write_jsonl(folder / "samples.jsonl", (as_row(t, tokenizer) for row in answers for t in row))
         write_json(folder / "statistics.json", statistics)
         write_json(folder / "arguments.json", vars(args))
+        shutil.rmtree(folder / "state")  # all of it is in samples.jsonl and trajectories.jsonl now
     report(args, statistics)
 
 

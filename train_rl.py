@@ -15,7 +15,6 @@ A response cut by the token limit has the outcome -1; its last action, which is 
 """
 import argparse
 import copy
-import json
 import math
 import random
 import time
@@ -24,19 +23,21 @@ import torch
 from tqdm import tqdm
 
 from nanoverify import ppo
-from nanoverify.checkpoint import save_model
+from nanoverify.checkpoint import checkpoint_files, save_model
 from nanoverify.evaluate import correction, evaluate, metrics, report, respond, share, table
 from nanoverify.files import InputError, output_folder, run, write_json, write_jsonl
 from nanoverify.model import autocast
 from nanoverify.problems import SOLVE_PROMPT
 from nanoverify.scoring import log_probs_and_entropy, micro_batches, pad
-from nanoverify.stage import add_model_flags, add_question_flags, add_training_flags, earlier_evaluations, load, positive, print_memory, save_evaluations, test_problems, train_problems
+from nanoverify.stage import (add_model_flags, add_output_flags, add_question_flags, add_training_flags, batch_of, clipped_step, earlier_evaluations,
+                              load, positive, print_memory, save_evaluations, test_problems, train_problems)
+from nanoverify.state import go_on, identity, save_step, signals, state_bytes
 from nanoverify.trajectory import as_row
 
 
 def flags(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="out/rl", help="folder for the trained model (default: %(default)s)")
+    add_output_flags(parser, "out/rl")
     add_model_flags(parser, default="out/sft")
     add_question_flags(parser)
     group = parser.add_argument_group("rollout")
@@ -58,6 +59,7 @@ def flags(argv):
     group.add_argument("--lam", type=float, default=0.95, help="lambda, gae only (default: %(default)s)")
     group.add_argument("--plain-outcome", action="store_true", help="outcome advantages as in the paper, not centred in each reward context")
     group.add_argument("--punish-cut", action="store_true", help="process reward -1 for an action cut by the token limit, instead of none; gae always does")
+    group.add_argument("--may-give-up", action="store_true", help="process reward +1 as in the paper, not -1, for a right 'incorrect' that ends the response")
     group.add_argument("--shuffle-rewards", action="store_true", help="control: responses get each other's rewards; nothing may rise")
     group = parser.add_argument_group("update")
     group.add_argument("--lr", type=float, default=4e-4, help="constant after 5 steps of warm-up; paper: 5e-7 (default: %(default)s)")
@@ -67,7 +69,7 @@ def flags(argv):
     group.add_argument("--clip-low", type=float, default=0.2, help="ratio stays above 1 - this (default: %(default)s)")
     group.add_argument("--clip-high", type=float, default=0.2, help="ratio stays below 1 + this (default: %(default)s)")
     group.add_argument("--dual-clip", type=float, default=3.0, help="ratio counts at most this much where the advantage is negative (default: %(default)s)")
-    add_training_flags(group)
+    add_training_flags(group, save_every=10)
     args = parser.parse_args(argv)
     if args.samples < 2:
         raise InputError(f"--samples {args.samples}: leave-one-out needs at least 2 responses per question")
@@ -104,7 +106,7 @@ def advantages_of(trajectories, kl, values, mask, totals, args, rng):
     """Advantages (B, T) on response tokens; for GAE, returns; the rewards dealt out: one a response, one an action.
     kl (B, T): logp - ref_logp of each token."""
     outcomes = [ppo.outcome_reward(t) for t in trajectories]
-    actions = [ppo.action_rewards(t, args.punish_cut or args.advantage == "gae") for t in trajectories]
+    actions = [ppo.action_rewards(t, args.punish_cut or args.advantage == "gae", args.may_give_up) for t in trajectories]
     if args.shuffle_rewards:
         outcomes = rng.sample(outcomes, len(outcomes))
         pool = [reward for row in actions for reward in row]
@@ -149,7 +151,7 @@ def rollout_rows(trajectories, rewards, kl, advantages, args, tokenizer):
         yield row
 
 
-def update(model, value_head, optimizer, tokenizer, prompts, trajectories, advantages, old, returns, args, rng):
+def update(model, value_head, optimizer, tokenizer, prompts, trajectories, advantages, old, returns, args, rng, where):
     """Several optimizer steps on one rollout, each over a fresh part of it. -> vital signs."""
     signs = {"approx_kl": 0.0, "clipped_low": 0, "clipped_high": 0, "ratio_min": math.inf, "ratio_max": 0.0, "value_loss": 0.0, "grad_norm": 0.0}
     tokens = steps = 0
@@ -173,9 +175,7 @@ def update(model, value_head, optimizer, tokenizer, prompts, trajectories, advan
                     signs[key] += found[key]
                 signs["ratio_min"] = min(signs["ratio_min"], found["ratio_min"])
                 signs["ratio_max"] = max(signs["ratio_max"], found["ratio_max"])
-            signs["grad_norm"] += torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
-            optimizer.step()
-            optimizer.zero_grad()
+            signs["grad_norm"] += clipped_step(model, optimizer, f"{where}, questions {sorted({trajectories[i].problem.id for i in batch})}")
             tokens, steps = tokens + count, steps + 1
     per_token = {key: signs[key] / tokens for key in ("approx_kl", "clipped_low", "clipped_high", "value_loss")}
     return {**signs, **per_token, "grad_norm": signs["grad_norm"] / steps}
@@ -201,55 +201,56 @@ def main(argv=None):
         torch.nn.init.zeros_(value_head.bias)
         groups.append({"params": value_head.parameters(), "lr": args.value_lr, "peak": args.value_lr})
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0, fused=True)
-    rng, shuffler = random.Random(args.seed), random.Random(args.seed + 1)  # the control asks the same questions as the main run
-    totals, queue = {}, []
-    columns = earlier_evaluations(args) or {"start": report(evaluate(model, tokenizer, held_out, args))}
+    this_run = identity(args, *checkpoint_files(args.model), *(args.questions or ()))
     print(f"{args.prompts} prompts x {args.samples} samples = {args.prompts * args.samples} responses per step, {args.minibatches * args.epochs} "
           f"optimizer steps each, {args.steps} steps, {len(problems)} training questions")
 
-    with output_folder(args.out) as folder, open(folder / "metrics.jsonl", "w") as log:
-        bar = tqdm(range(1, args.steps + 1), desc="RL")
-        for step in bar:
-            clock = [time.time()]
-            # 1. rollout
-            while len(queue) < args.prompts:
-                queue += rng.sample(problems, len(problems))
-            asked, queue = queue[: args.prompts], queue[args.prompts:]
-            rows = respond(model, tokenizer, asked, args.samples, args.max_new_tokens, args.temperature,
-                           seed=args.seed * 1_000_003 + step, batch_size=args.batch_size)
-            trajectories = [t for row in rows for t in row]  # B = P * M, samples of one prompt side by side
-            prompts = [tokenizer.prompt(SOLVE_PROMPT.format(question=t.problem.question)) for t in trajectories]
-            clock.append(time.time())
-            # 2. old and reference log-probs, 3. rewards -> advantages
-            old = score(model, tokenizer, prompts, trajectories, args, value_head)  # log-probs, entropy, values
-            mask = torch.tensor([[float(t < len(x.ids)) for t in range(old.shape[2])] for x in trajectories])
-            kl = (old[0] - score(reference, tokenizer, prompts, trajectories, args)[0]) * mask if reference else torch.zeros_like(mask)
-            advantages, returns, rewards = advantages_of(trajectories, kl, old[2], mask, totals, args, shuffler)
-            clock.append(time.time())
-            # 4. update
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * min(step / 5, 1)
-            signs = update(model, value_head, optimizer, tokenizer, prompts, trajectories, advantages, old, returns, args, rng)
-            clock.append(time.time())
+    with output_folder(args.out, args.resume, args.overwrite, state_bytes(model, args.keep)) as folder:
+        state = go_on(folder, this_run, args, model, optimizer, value_head)
+        columns = state.get("columns") or earlier_evaluations(args) or {"start": report(evaluate(model, tokenizer, held_out, args))}
+        totals = {tuple(context): entry for context, entry in state.get("totals", [])}  # of the context baselines
+        bar = tqdm(range(state["step"] + 1, args.steps + 1), desc="RL", initial=state["step"], total=args.steps)
+        with signals() as caught:
+            for step in bar:
+                clock = [time.time()]
+                # 1. rollout
+                asked = batch_of(problems, args.prompts, step, args.seed)
+                rows = respond(model, tokenizer, asked, args.samples, args.max_new_tokens, args.temperature,
+                               seed=args.seed * 1_000_003 + step, batch_size=args.batch_size)
+                trajectories = [t for row in rows for t in row]  # B = P * M, samples of one prompt side by side
+                prompts = [tokenizer.prompt(SOLVE_PROMPT.format(question=t.problem.question)) for t in trajectories]
+                clock.append(time.time())
+                # 2. old and reference log-probs, 3. rewards -> advantages
+                old = score(model, tokenizer, prompts, trajectories, args, value_head)  # log-probs, entropy, values
+                mask = torch.tensor([[float(t < len(x.ids)) for t in range(old.shape[2])] for x in trajectories])
+                kl = (old[0] - score(reference, tokenizer, prompts, trajectories, args)[0]) * mask if reference else torch.zeros_like(mask)
+                advantages, returns, rewards = advantages_of(trajectories, kl, old[2], mask, totals, args, random.Random(f"rewards {args.seed} {step}"))
+                clock.append(time.time())
+                # 4. update
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak"] * min(step / 5, 1)
+                signs = update(model, value_head, optimizer, tokenizer, prompts, trajectories, advantages, old, returns, args,
+                               random.Random(f"minibatches {args.seed} {step}"), f"step {step}")
+                clock.append(time.time())
 
-            found = metrics(trajectories)
-            outcomes = [[ppo.outcome_reward(t) for t in row] for row in rows]
-            line = {"step": step, "reward": share(r for row in outcomes for r in row),
-                    "groups_without_spread": share(len(set(row)) == 1 for row in outcomes), **found, **signs,
-                    "kl_to_reference": (kl.sum() / mask.sum()).item(), "entropy": (old[1].sum() / mask.sum()).item(),
-                    "advantage_abs": (advantages.abs().sum() / mask.sum()).item(), "advantage_max": advantages.abs().max().item(),
-                    "longest": max(len(t.ids) for t in trajectories), "lr": optimizer.param_groups[0]["lr"],
-                    "tokens": int(mask.sum()), "seconds_rollout": clock[1] - clock[0], "seconds_score": clock[2] - clock[1],
-                    "seconds_update": clock[3] - clock[2]}
-            if value_head:
-                line["explained_variance"] = ppo.explained_variance(old[2], returns, mask)
-            if args.eval_every and step % args.eval_every == 0:
-                line["eval"] = metrics(evaluate(model, tokenizer, held_out, args))
-            log.write(json.dumps({key: round(value, 5) if isinstance(value, float) else value for key, value in line.items()}) + "\n")
-            log.flush()
-            write_jsonl(folder / "rollouts.jsonl", ({"step": step, **row} for row in rollout_rows(trajectories, rewards, kl, advantages, args, tokenizer)))
-            bar.set_postfix(first=f"{100 * found['first_accuracy']:.0f}%", final=f"{100 * found['final_accuracy']:.0f}%",
-                            tokens=f"{found['tokens_per_response']:.0f}", kl=f"{signs['approx_kl']:.4f}")
+                found = metrics(trajectories)
+                outcomes = [[ppo.outcome_reward(t) for t in row] for row in rows]
+                line = {"step": step, "reward": share(r for row in outcomes for r in row),
+                        "groups_without_spread": share(len(set(row)) == 1 for row in outcomes), **found, **signs,
+                        "kl_to_reference": (kl.sum() / mask.sum()).item(), "entropy": (old[1].sum() / mask.sum()).item(),
+                        "advantage_abs": (advantages.abs().sum() / mask.sum()).item(), "advantage_max": advantages.abs().max().item(),
+                        "longest": max(len(t.ids) for t in trajectories), "lr": optimizer.param_groups[0]["lr"],
+                        "tokens": int(mask.sum()), "seconds_rollout": clock[1] - clock[0], "seconds_score": clock[2] - clock[1],
+                        "seconds_update": clock[3] - clock[2]}
+                if value_head:
+                    line["explained_variance"] = ppo.explained_variance(old[2], returns, mask)
+                if args.eval_every and step % args.eval_every == 0:
+                    line["eval"] = metrics(evaluate(model, tokenizer, held_out, args))
+                state = {"run": this_run, "columns": columns, "totals": [[context, entry] for context, entry in totals.items()]}
+                write_jsonl(folder / "rollouts.jsonl", ({"step": step, **row} for row in rollout_rows(trajectories, rewards, kl, advantages, args, tokenizer)))
+                bar.set_postfix(first=f"{100 * found['first_accuracy']:.0f}%", final=f"{100 * found['final_accuracy']:.0f}%",
+                                tokens=f"{found['tokens_per_response']:.0f}", kl=f"{signs['approx_kl']:.4f}")
+                save_step(folder, line, args.steps, state, args, caught, model, optimizer, value_head)
         answers = evaluate(model, tokenizer, held_out, args)
         columns["RL"] = report(answers)
         save_model(model, folder, args.model)

@@ -7,56 +7,59 @@ Differs from the paper: --kl, the divergence from the base model on the same tok
     python train_sft.py --model DIR --data FILE --lr 5e-6 --epochs 3 --batch 32 --kl 0.1       # as in the paper
 """
 import argparse
-import json
-import random
 import time
 
 import torch
 from tqdm import tqdm
 
-from nanoverify.checkpoint import load_model, save_model
+from nanoverify.checkpoint import checkpoint_files, load_model, save_model
 from nanoverify.evaluate import evaluate, metrics, report, table
-from nanoverify.files import InputError, output_folder, read_jsonl, run, write_json, write_jsonl
+from nanoverify.files import InputError, output_folder, print_skipped, read_jsonl, refuse, run, write_json, write_jsonl
 from nanoverify.model import autocast
 from nanoverify.problems import SOLVE_PROMPT, Problem
 from nanoverify.scoring import kl_divergence, log_probs_and_entropy, micro_batches, pad
-from nanoverify.stage import add_model_flags, add_question_flags, add_training_flags, earlier_evaluations, load, positive, print_memory, save_evaluations, test_problems
+from nanoverify.stage import (add_model_flags, add_output_flags, add_question_flags, add_training_flags, bad_lines, batch_of, clipped_step, earlier_evaluations,
+                              load, positive, print_memory, save_evaluations, test_problems)
+from nanoverify.state import go_on, identity, save_step, signals, state_bytes
 from nanoverify.trajectory import as_row, loss_mask, parse
 
 
 def flags(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="out/data/trajectories.jsonl", metavar="FILE", help="from stage 0 (default: %(default)s)")
-    parser.add_argument("--out", default="out/sft", help="folder for the trained model (default: %(default)s)")
+    add_output_flags(parser, "out/sft")
     add_model_flags(parser)
     add_question_flags(parser)
     group = parser.add_argument_group("stage 1")
     group.add_argument("--lr", type=float, default=1e-3, help="peak learning rate; linear to 0 after 5%% warm-up; paper: 5e-6 (default: %(default)s)")
     group.add_argument("--epochs", type=positive, default=3, help="default: %(default)s")
+    group.add_argument("--steps", type=positive, help="stop after so many optimizer steps in all; the schedule stays that of --epochs (default: all)")
     group.add_argument("--batch", type=positive, default=8, help="trajectories per optimizer step (default: %(default)s)")
     group.add_argument("--kl", type=float, default=0.0, help="weight of KL(policy || base) on the learned tokens; paper: 0.1 (default: %(default)s)")
     group.add_argument("--max-length", type=positive, default=1024, help="longer trajectories are dropped and counted, in tokens with the prompt (default: %(default)s)")
-    add_training_flags(group)
+    add_training_flags(group, save_every=200)
     return parser.parse_args(argv)
 
 
 def read_rows(args, tokenizer, context: int):
-    """[(prompt ids, response ids, loss mask)] from the trajectories' text; its spans are found anew by `parse`."""
-    rows, too_long = [], 0
-    for number, row in read_jsonl(args.data):
+    """[(prompt ids, response ids, loss mask, line)] from the trajectories' text; its spans are found anew by `parse`."""
+    rows, too_long, bad = [], 0, bad_lines(args)
+    for number, row in read_jsonl(args.data, bad=bad):
         missing = [key for key in ("id", "question", "answer", "response") if not isinstance(row.get(key), str)]
         if missing:
-            raise InputError(f"{args.data}:{number}: no text in {missing[0]!r}")
+            refuse(f"{args.data}:{number}: no text in {missing[0]!r}", bad)
+            continue
         problem = Problem(row["id"], row["question"], row["answer"], str(row.get("family")), row.get("level"))
         ids = tokenizer.encode(row["response"]) + [tokenizer.end_id]
         prompt = tokenizer.prompt(SOLVE_PROMPT.format(question=problem.question))
         if len(prompt) + len(ids) > min(args.max_length, context):
             too_long += 1
             continue
-        rows.append((prompt, ids, loss_mask(parse(problem, ids, True, tokenizer))))
+        rows.append((prompt, ids, loss_mask(parse(problem, ids, True, tokenizer)), number))
+    print_skipped(bad)
     if not rows:
         raise InputError(f"{args.data}: no trajectory of at most {min(args.max_length, context)} tokens in it ({too_long} are longer)")
-    if not any(sum(mask) for _, _, mask in rows):
+    if not any(sum(mask) for _, _, mask, _ in rows):
         raise InputError(f"{args.data}: the loss mask selects no token")
     return rows, too_long
 
@@ -68,25 +71,24 @@ def main(argv=None):
     rows, too_long = read_rows(args, tokenizer, model.config.max_position_embeddings)
     base = load_model(args.model, args.device).requires_grad_(False) if args.kl else None
     problems = test_problems(args)
-    steps = args.epochs * -(-len(rows) // args.batch)
-    print(f"{len(rows)} trajectories ({too_long} longer than the limit dropped), mean length {sum(len(p) + len(r) for p, r, _ in rows) // len(rows)} "
-          f"tokens, {sum(sum(m) for _, _, m in rows):,} learned tokens per epoch, {steps} steps")
+    total = args.epochs * -(-len(rows) // args.batch)  # the length of the schedule
+    steps = min(args.steps or total, total)
+    print(f"{len(rows)} trajectories ({too_long} longer than the limit dropped), mean length {sum(len(p) + len(r) for p, r, *_ in rows) // len(rows)} "
+          f"tokens, {sum(sum(m) for _, _, m, _ in rows):,} learned tokens per epoch, {steps} steps")
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    rng = random.Random(args.seed)
-    columns = earlier_evaluations(args) or {"base": report(evaluate(model, tokenizer, problems, args))}
-    with output_folder(args.out) as folder, open(folder / "metrics.jsonl", "w") as log:
-        bar = tqdm(total=steps, desc="SFT")
-        step = 0
-        for epoch in range(args.epochs):
-            order = rng.sample(range(len(rows)), len(rows))
-            for start in range(0, len(rows), args.batch):
-                step += 1
+    this_run = identity(args, args.data, *checkpoint_files(args.model))
+    with output_folder(args.out, args.resume, args.overwrite, state_bytes(model, args.keep)) as folder:
+        state = go_on(folder, this_run, args, model, optimizer)
+        columns = state.get("columns") or earlier_evaluations(args) or {"base": report(evaluate(model, tokenizer, problems, args))}
+        bar = tqdm(range(state["step"] + 1, steps + 1), desc="SFT", initial=state["step"], total=steps)
+        with signals() as caught:
+            for step in bar:
                 began = time.time()
-                batch = [rows[i] for i in order[start: start + args.batch]]
-                learned = sum(sum(mask) for _, _, mask in batch)  # counted once, over the whole optimizer step
+                batch = batch_of(rows, args.batch, step, args.seed)
+                learned = sum(sum(mask) for _, _, mask, _ in batch)  # counted once, over the whole optimizer step
                 total_loss = total_kl = 0.0
-                for part in micro_batches([len(p) + len(r) for p, r, _ in batch], args.micro_tokens):
+                for part in micro_batches([len(p) + len(r) for p, r, *_ in batch], args.micro_tokens):
                     ids, select = pad([batch[i][:2] for i in part], [batch[i][2] for i in part], args.device)
                     with autocast(args.device):
                         hidden = model.hidden(ids[:, :-1])[select]  # (N, D): states before the learned tokens
@@ -102,18 +104,14 @@ def main(argv=None):
                         total_kl += kl.item()
                     loss.backward()
                 for group in optimizer.param_groups:
-                    group["lr"] = args.lr * min(step / max(0.05 * steps, 1), 1 - (step - 1) / steps)
-                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
-                optimizer.step()
-                optimizer.zero_grad()
-                line = {"step": step, "epoch": epoch, "loss": total_loss, "kl": total_kl, "grad_norm": norm, "lr": optimizer.param_groups[0]["lr"],
-                        "learned_tokens": learned, "seconds": round(time.time() - began, 3)}
+                    group["lr"] = args.lr * min(step / max(0.05 * total, 1), 1 - (step - 1) / total)
+                norm = clipped_step(model, optimizer, f"step {step}, trajectories {[row[3] for row in batch]}")
+                line = {"step": step, "epoch": (step - 1) // (total // args.epochs), "loss": total_loss, "kl": total_kl, "grad_norm": norm,
+                        "lr": optimizer.param_groups[0]["lr"], "learned_tokens": learned, "seconds": time.time() - began}
                 if args.eval_every and step % args.eval_every == 0:
                     line["eval"] = metrics(evaluate(model, tokenizer, problems, args))
-                log.write(json.dumps(line) + "\n")
                 bar.set_postfix(loss=f"{total_loss:.3f}", grad=f"{norm:.2f}")
-                bar.update()
-        bar.close()
+                save_step(folder, line, steps, {"run": this_run, "columns": columns}, args, caught, model, optimizer)
         answers = evaluate(model, tokenizer, problems, args)
         columns["SFT"] = report(answers)
         save_model(model, folder, args.model)

@@ -81,6 +81,12 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
+def checkpoint_files(folder) -> list[Path]:
+    """The files that decide what a model answers."""
+    folder = find_folder(folder)
+    return [folder / "config.json", folder / "tokenizer.json", *weight_files(folder)]
+
+
 def open_weights(path: Path):
     try:
         return safe_open(path, framework="pt")

@@ -45,6 +45,7 @@ def metrics(trajectories: list[Trajectory]) -> dict:
     correct_to_incorrect                last solve wrong, of responses whose first is right
     tpr, tnr                            first verifications alone: right solves called correct, wrong ones called incorrect
     trials                              mean number of solves
+    repeats                             of solves after the first, those that give an answer called incorrect before
     well_formed                         solve, verify, ..., end, and the next move agrees with the verdict
     follows_verdict                     of all verifications with a verdict: incorrect -> next solve, correct -> end
     tokens_per_response, truncated      mean length; share cut by the token limit
@@ -56,6 +57,15 @@ def metrics(trajectories: list[Trajectory]) -> dict:
         followers = [action.kind for action in t.actions[1:]] + (["end"] if t.finished else [])
         moves += [follower == ("end" if action.verdict else "solve")
                   for action, follower in zip(t.actions, followers) if action.verdict is not None]
+    retries = []  # is it an answer that the response has called incorrect?
+    for t in trajectories:
+        answer, rejected = None, set()
+        for action in t.actions:
+            if action.kind == "solve":
+                retries += [action.answer in rejected] * (answer is not None)
+                answer = action.answer
+            elif action.verdict is False:
+                rejected.add(answer)
     return {
         "count": len(trajectories),
         "first_accuracy": share(t.solves[0].right for t in trajectories),
@@ -68,6 +78,7 @@ def metrics(trajectories: list[Trajectory]) -> dict:
         "tpr": first["tpr"],
         "tnr": first["tnr"],
         "trials": share(len(t.solves) for t in trajectories),
+        "repeats": share(retries),
         "well_formed": share(well_formed(t) for t in trajectories),
         "follows_verdict": share(moves),
         "tokens_per_response": share(len(t.ids) for t in trajectories),
@@ -86,7 +97,7 @@ def report(trajectories: list[Trajectory]) -> dict:
 
 
 COLUMNS = ("first_accuracy", "final_accuracy", "verification_accuracy", "error_recall", "correct_precision", "incorrect_to_correct",
-           "correct_to_incorrect", "tpr", "tnr", "trials", "well_formed", "follows_verdict", "tokens_per_response")
+           "correct_to_incorrect", "tpr", "tnr", "trials", "repeats", "well_formed", "follows_verdict", "tokens_per_response")
 
 
 def cell(name: str, value: float | None) -> str:

@@ -1,6 +1,7 @@
 """What all stages share with the outside: one-line errors, JSONL, and output folders that appear whole or not at all."""
 import contextlib
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -11,9 +12,12 @@ class InputError(Exception):
 
 
 def run(main):
-    """Call a script's main(); an InputError or a lack of memory becomes one line on stderr and exit code 2."""
+    """Call a script's main(); an InputError or a lack of memory becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
     try:
         main()
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -42,8 +46,26 @@ def write_json(path, content: dict):
     Path(path).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_jsonl(path, growing: bool = False):
-    """Yield (line number, object) for each line that is not blank. InputError: file:line: reason.
+def json_line(record: dict) -> str:
+    """One line for metrics.jsonl: floats with 6 significant digits, NaN and infinity as null."""
+    tidy = lambda value: value if not isinstance(value, float) else float(f"{value:.6g}") if math.isfinite(value) else None
+    return json.dumps({key: tidy(value) for key, value in record.items()}) + "\n"
+
+
+def refuse(reason: str, bad: list | None):
+    """A line that cannot be used: an InputError, or one more entry of `bad` where bad lines are to be skipped."""
+    if bad is None:
+        raise InputError(reason)
+    bad.append(reason)
+
+
+def print_skipped(bad: list | None):
+    if bad:
+        print(f"--skip-bad-lines: {len(bad)} left out, the first: {bad[0]}", file=sys.stderr)
+
+
+def read_jsonl(path, growing: bool = False, bad: list | None = None):
+    """Yield (line number, object) for each line that is not blank. InputError: file:line: reason; or `bad` gets the reasons.
     growing: the file is perhaps being written, and what stands behind its last line end is left out."""
     try:
         lines = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
@@ -56,12 +78,14 @@ def read_jsonl(path, growing: bool = False):
             row = json.loads(line.decode("utf-8"))
             json.dumps(row, ensure_ascii=False).encode("utf-8")  # "\ud800" is valid JSON but no text
         except UnicodeError:
-            raise InputError(f"{path}:{number}: not valid UTF-8")
+            refuse(f"{path}:{number}: not valid UTF-8", bad)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}:{number}: not valid JSON: {error}")
-        if not isinstance(row, dict):
-            raise InputError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
-        yield number, row
+            refuse(f"{path}:{number}: not valid JSON: {error}", bad)
+        else:
+            if isinstance(row, dict):
+                yield number, row
+            else:
+                refuse(f"{path}:{number}: expected a JSON object, found {type(row).__name__}", bad)
 
 
 def write_jsonl(path, rows):
@@ -75,28 +99,51 @@ def write_jsonl(path, rows):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-@contextlib.contextmanager
-def output_folder(path):
-    """A temporary folder beside `path`, which takes its name when the block ends well and is removed when it does not.
+def holds_state(folder: Path) -> bool:
+    """Is there work of a run in it that can be taken up? run.json alone only says which run began."""
+    return any(path.name != "run.json" for path in (folder / "state").glob("*"))
 
-    An existing `path` is replaced only if it is an earlier output (it holds arguments.json) or empty.
+
+@contextlib.contextmanager
+def output_folder(path, resume: bool = False, overwrite: bool = False, need: int = 0):
+    """The working folder `path`.part, which takes the name `path` when the block ends well. When it does not, it is removed,
+    unless it holds the state of a run (`state/`), with which `resume` goes on; `resume` also takes a finished run up again.
+
+    InputError, before any work: `path` exists (`overwrite` replaces it if it is an earlier output, that is, holds
+    arguments.json), cannot be written, or its disk has less than `need` bytes of room.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise InputError(f"--out {path}: is a file, not a folder")
-    if path.is_dir() and any(path.iterdir()) and not (path / "arguments.json").exists():
+    occupied = path.is_dir() and any(path.iterdir())
+    if occupied and not (path / "arguments.json").exists():
         raise InputError(f"--out {path}: holds other files; choose a folder that is new, empty or an earlier output")
-    path = path.resolve()  # a link to a folder is followed
+    shown, path = path, path.resolve()  # a link to a folder is followed
     temporary = path.with_name(path.name + ".part")
+    begun, ended = holds_state(temporary), holds_state(path)
+    if resume and not begun and not ended:
+        if occupied:
+            raise InputError(f"--resume: {shown} is finished and keeps no state to go on from")
+        print(f"--resume: no saved state in {shown}.part, so this is a new run", file=sys.stderr)
+    if not resume and not overwrite and (occupied or begun):
+        raise InputError(f"--out {shown}{'' if occupied else '.part'}: exists; " + "--resume goes on with it, " * (begun or ended)
+                         + "--overwrite replaces it")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        if not (resume and begun):
+            shutil.rmtree(temporary, ignore_errors=True)
+            path.rename(temporary) if resume and ended else temporary.mkdir(parents=True)
+        room = shutil.disk_usage(temporary).free
+        (temporary / "writable").touch()
+        (temporary / "writable").unlink()
     except OSError as error:
-        raise InputError(f"--out {path}: cannot be written: {error.strerror}")
+        raise InputError(f"--out {shown}: cannot be written: {error.strerror}")
     try:
+        if room < need:
+            raise InputError(f"--out {shown}: {need / 1e9:.1f} GB are needed, {room / 1e9:.1f} GB are free")
         yield temporary
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if not holds_state(temporary):
+            shutil.rmtree(temporary, ignore_errors=True)
         raise
     shutil.rmtree(path, ignore_errors=True)
     temporary.rename(path)

@@ -116,8 +116,27 @@ def solve_text(family, numbers, x):
     return f"{first_steps(family, numbers)} The answer is {x}."
 
 
-def check_text(family, numbers, x, right):
-    return f"Put in {x}: {' '.join(check_steps(family, numbers, x))} {VERDICTS[right]}"
+def choose(given):
+    return f"Choose from {', '.join(map(str, given))}."
+
+
+def check_pieces(family, numbers, given, x):
+    """A check of `given` where x is right, in two parts: the calculation; how far off it is, what that leaves to choose from, and the verdict."""
+    *steps, last = check_steps(family, numbers, given)
+    left = [y for y in numbers["choices"] if (y > given) == (x > given) and y != given]  # too small or too large: in all families one side is out
+    return " ".join([f"Put in {given}:", *steps]), " ".join([last, *([] if given == x else [choose(left)]), VERDICTS[given == x]])
+
+
+def check_text(family, numbers, given, x):
+    return " ".join(check_pieces(family, numbers, given, x))
+
+
+def refuted(rng, family, numbers, y, x):
+    """Pieces of a note: somebody's wrong answer y and the check that refutes it. Its end is not learned: here checks always
+    refute, and that is no habit to take along."""
+    says = rng.choice(("", "It is not {y}. ", "{name} says {y}. ", "The answer is {y}. ")).format(name=rng.choice(NAMES), y=y)
+    steps, end = check_pieces(family, numbers, y, x)
+    return [(f" {says}{steps[:9]}", False), (steps[9:], True), (f" {end}", False)]
 
 
 def again_text(family, numbers, x, given):
@@ -125,9 +144,12 @@ def again_text(family, numbers, x, given):
     return f"Solving again: {first_steps(family, numbers)} It is {x}. The given answer is {given}, {same} {VERDICTS[x == given]}"
 
 
-def drill(rng):
+ARITHMETIC = ("add", "add", "minus", "minus", "times", "times", "compare", "compare", "more")
+
+
+def drill(rng, kinds=(*ARITHMETIC, "choose", "choose")):
     """One exercise: (its statement, its result). Only results are learned, for nobody can foresee a statement."""
-    kind = rng.choice(("add", "add", "minus", "minus", "times", "times", "compare", "compare", "more", "choose", "choose"))
+    kind = rng.choice(kinds)
     big, small = rng.choice((20, 50, 99, 99, 250)), rng.choice((20, 50, 99))
     a, b = rng.randint(1, big), rng.randint(1, small)
     if kind == "add":
@@ -137,7 +159,7 @@ def drill(rng):
         return f"{max(a, b)} - {min(a, b)} =", f" {abs(a - b)}."
     if kind == "times":
         a, b = rng.randint(2, rng.choice((9, 29))), rng.randint(2, 9)
-        return f"{max(a, b)} * {min(a, b)} =", f" {a * b}."
+        return times(a, b).replace(f" {a * b}.", ""), f" {a * b}."
     if kind == "compare":
         b = abs(rng.choice((a, a, a + rng.randint(-12, 12), a + rng.choice((-100, -10, 10, 100)), rng.randint(1, big))))
         left, right = compare(a, b).split(", ", 1)
@@ -145,11 +167,10 @@ def drill(rng):
     if kind == "choose":  # what is excluded cannot be the answer
         given = choices(rng, rng.choice(LEVELS))
         no = rng.sample(given, rng.randint(1, len(given) - 1))
-        text = f"Choose from {', '.join(map(str, given))}."
+        text = choose(given)
         for y in no:
-            other = drill(rng)
             if rng.random() < 0.3:  # something else may stand between
-                text += " " + "".join(other)
+                text += " " + "".join(drill(rng, ARITHMETIC))
             text += " " + rng.choice(EXCLUSIONS).format(y)
         return f"{text} The answer is", f" {rng.choice([y for y in given if y not in no])}."
     return f"{a} is", f" {'more' if a > b else 'not more'} than {b}."
@@ -158,7 +179,7 @@ def drill(rng):
 def example(rng, drills: float, notes: int) -> list[tuple[str, bool]]:
     """One document as (text, is it learned?) pieces. drills: the weight of documents that only drill, against 0.81 of the others.
     Up to `notes` drills stand between question and instruction in one document of four, so that the distance to the question varies."""
-    kind = rng.choices(("drills", "solve", "again", "check", "phrase"), (100 * drills, 16, 6, 58, 1))[0]
+    kind = rng.choices(("drills", "solve", "refuted", "again", "check", "phrase"), (100 * drills, 8, 6, 5, 61, 1))[0]
     exercises = [drill(rng) for _ in range(rng.randint(4, 12) if kind == "drills" else rng.choice((0, 0, 0, rng.randint(0, notes))))]
     pieces = [piece for question, result in exercises for piece in ((" " + question, False), (result, True))]
     if kind == "drills":
@@ -171,14 +192,19 @@ def example(rng, drills: float, notes: int) -> list[tuple[str, bool]]:
     while split != "train":
         split, numbers, problem = puzzle(rng, family, level)
     x = int(problem.answer)
-    if kind == "solve":
+    wrong = [y for y in numbers["choices"] if y != x]
+    if kind in ("solve", "refuted"):
         prompt, response = SOLVE_PROMPT, solve_text(family, numbers, x)
         given = x
+        for y in rng.sample(wrong, rng.randint(1, min(len(wrong), 2))) if kind == "refuted" else ():
+            pieces += refuted(rng, family, numbers, y, x)
     else:
-        given = x if rng.random() < 0.5 else rng.choice([y for y in numbers["choices"] if y != x])
+        if rng.random() < 0.1:  # not every guess is one of the choices
+            wrong = [y for y in range(2, 13) if y != x]
+        given = x if rng.random() < 0.5 else rng.choice(wrong)
         style = "confirmative" if kind == "check" else "problem-solving"
         prompt = VERIFY_PROMPTS[style]
-        response = check_text(family, numbers, given, given == x) if kind == "check" else again_text(family, numbers, x, given)
+        response = check_text(family, numbers, given, x) if kind == "check" else again_text(family, numbers, x, given)
     question, instruction = prompt.format(question=problem.question, answer=given).split("\n", 1)
     return [(f"<|user|>{question}", False), *pieces, (f"\n{instruction}<|assistant|>", False), (response + "<|end|>", True)]
 
@@ -217,7 +243,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True, help="folder of the checkpoint")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=5000, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=5500, help="optimizer steps")
     parser.add_argument("--tokens-per-step", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=3e-3, help="peak of AdamW; Muon's is 7 times that; linear to 0 over the last 90%%")
     parser.add_argument("--hidden", type=int, default=128, help="width D")
@@ -252,7 +278,7 @@ def main(argv=None):
     log, start, seen = [], time.time(), 0
     first = batches(tokenizer, rng, args.tokens_per_step // 256, 256, drills=1.0, notes=0)
     second = batches(tokenizer, rng, args.tokens_per_step // 256, 256, drills=0.3, notes=0)
-    third = batches(tokenizer, rng, args.tokens_per_step // 512, 512, drills=0.2, notes=30)  # questions far away, for long responses
+    third = batches(tokenizer, rng, args.tokens_per_step // 512, 512, drills=0.2, notes=12)  # questions far away, for long responses
     bar = tqdm(range(1, args.steps + 1), desc="pretrain")
     for step in bar:
         rows, learned = next(first if step <= 0.12 * args.steps else second if step <= 0.8 * args.steps else third)
@@ -278,7 +304,7 @@ def main(argv=None):
 def save(model, tokenizer, config, args, log):
     """An ordinary Hugging Face folder, in bf16, with the recipe beside it."""
     from safetensors.torch import save_file
-    with output_folder(args.out) as folder:
+    with output_folder(args.out, overwrite=True) as folder:
         tokenizer.save(str(folder / "tokenizer.json"))
         write_json(folder / "config.json", config)
         write_json(folder / "generation_config.json", {"eos_token_id": config["eos_token_id"], "pad_token_id": config["pad_token_id"]})

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanoverify.answers import extract
-from nanoverify.files import InputError, read_jsonl
+from nanoverify.files import InputError, print_skipped, read_jsonl, refuse
 
 LEVELS = (1, 2, 3, 4, 5)
 
@@ -37,7 +37,7 @@ SOLVE_PROMPT = '{question}\nThink step by step and end with "The answer is ...".
 
 UNKNOWN = {1: (2, 5), 2: (2, 6), 3: (2, 8), 4: (2, 9), 5: (2, 9)}  # the unknown x
 SMALL = {1: (1, 12), 2: (1, 25), 3: (1, 50), 4: (5, 75), 5: (10, 99)}  # what is added or taken away
-CHOICES = {1: 2, 2: 3, 3: 4, 4: 5, 5: 6}  # how many answers there are to choose from
+CHOICES = {1: 2, 2: 3, 3: 3, 4: 4, 5: 4}  # how many answers there are to choose from
 
 
 def linear(rng, level, x):
@@ -52,7 +52,7 @@ def both_sides(rng, level, x):
     return {"a": a, "b": b, "d": d, "e": (b - d) * x - a}
 
 
-LEGS = {"chickens": 2, "rabbits": 4, "beetles": 6, "spiders": 8}
+LEGS = {"chickens": 2, "rabbits": 4, "beetles": 6}
 
 
 def rabbits(rng, level, x):
@@ -185,34 +185,39 @@ def make_puzzles(split: str, count: int, seed: int, families=TRAINED) -> list[Pr
 
 # ---- files --------------------------------------------------------------------------------------------------------
 
-def read_problems(paths) -> list[Problem]:
+def read_problems(paths, bad: list | None = None) -> list[Problem]:
     """Problems from JSONL files: GSM8K (`question`, `answer` ending in `#### n`), MATH (`problem`, `solution` with a
     box, `level`, `type`; MATH-500 adds `answer`, `unique_id`) or plain (`question`, `answer`, optional `level`, `id`, `family`).
 
-    InputError: file:line: what is missing or wrong.
+    InputError: file:line: what is missing or wrong; or `bad` gets the reasons and the lines are left out.
     """
     problems, seen = [], {}
     for path in paths:
-        for number, row in read_jsonl(path):
+        for number, row in read_jsonl(path, bad=bad):
             where = f"{path}:{number}"
             question = row.get("question", row.get("problem"))
             gold = row.get("answer", row.get("solution"))
             if not isinstance(question, str) or not question.strip():
-                raise InputError(f"{where}: no text in 'question' (or 'problem')")
+                refuse(f"{where}: no text in 'question' (or 'problem')", bad)
+                continue
             if isinstance(gold, bool) or not isinstance(gold, (str, int, float)):
-                raise InputError(f"{where}: 'answer' (or 'solution') is missing or no text")
+                refuse(f"{where}: 'answer' (or 'solution') is missing or no text", bad)
+                continue
             gold = str(gold).strip()
             answer = extract(gold) if "####" in gold or "\\boxed" in gold or "answer" not in row else gold
             if not answer:
-                raise InputError(f"{where}: no final answer in 'answer' (or 'solution')")
+                refuse(f"{where}: no final answer in 'answer' (or 'solution')", bad)
+                continue
             level = row.get("level")
             digits = re.search(r"[0-9]{1,9}", str(level))  # 3, "3" or "Level 3"
             identity = str(row.get("id", row.get("unique_id", f"{Path(path).stem}-{number}")))
             if identity in seen:
-                raise InputError(f"{where}: id {identity!r} was used before, in {seen[identity]}")
+                refuse(f"{where}: id {identity!r} was used before, in {seen[identity]}", bad)
+                continue
             seen[identity] = where
             family = str(row.get("family", row.get("type", Path(path).stem)))
             problems.append(Problem(identity, question.strip(), answer, family, int(digits[0]) if digits else None))
+    print_skipped(bad)
     if not problems:
         raise InputError(f"{', '.join(map(str, paths))}: no questions in it")
     return problems

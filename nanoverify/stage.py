@@ -1,5 +1,6 @@
 """What the three scripts and the evaluation share: flags, device and seed, the model, and who may see which question."""
 import argparse
+import math
 import os
 import random
 from pathlib import Path
@@ -37,13 +38,24 @@ def add_question_flags(parser):
     group.add_argument("--questions", nargs="+", metavar="FILE", help="JSONL: GSM8K, MATH or plain (default: the built-in puzzles)")
     group.add_argument("--test-questions", nargs="+", metavar="FILE",
                        help="JSONL to evaluate on (default: 15%% of --questions, chosen by hash; test puzzles)")
+    group.add_argument("--skip-bad-lines", action="store_true", help="leave out and count lines that cannot be used, instead of stopping at the first")
     group.add_argument("--test-count", type=positive, default=500, help="questions evaluated (default: %(default)s)")
 
 
-def add_training_flags(group):
+def add_training_flags(group, save_every: int):
     group.add_argument("--micro-tokens", type=positive, default=4096, help="padded tokens per forward pass; lower it if memory runs out (default: %(default)s)")
     group.add_argument("--recompute", action="store_true", help="keep only layer inputs for the backward pass: far less memory, a third more time")
     group.add_argument("--eval-every", type=int, default=0, metavar="STEPS", help="evaluate on the way; 0: only at the end")
+    group.add_argument("--save-every", type=positive, metavar="STEPS", default=save_every, help="save the state of the run in OUT.part/state (default: %(default)s)")
+    group.add_argument("--keep", type=positive, default=1, metavar="N", help="newest states kept (default: %(default)s)")
+
+
+def add_output_flags(parser, default: str):
+    group = parser.add_argument_group("output")
+    group.add_argument("--out", default=default, help="folder; work goes on in OUT.part (default: %(default)s)")
+    group.add_argument("--resume", action="store_true", help="go on with an interrupted run in OUT.part, or with a finished one in OUT up to --steps")
+    group.add_argument("--overwrite", action="store_true", help="replace an earlier output")
+    group.add_argument("--allow-changes", action="store_true", help="--resume even with other arguments or files than before")
 
 
 def set_up(args):
@@ -67,6 +79,16 @@ def load(args):
     return model, Tokenizer.load(args.model)
 
 
+def clipped_step(model, optimizer, where: str) -> float:
+    """One optimizer step, the gradient clipped to norm 1. -> its norm before. InputError if it is not finite: such a step is never taken."""
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
+    if not math.isfinite(norm):
+        raise InputError(f"{where}: the gradient is not finite; lower --lr and go on from the last saved state with --resume --allow-changes")
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm
+
+
 def print_memory(args, reference: bool = False):
     """The computed memory of a stage, before its model is loaded. Prompts are taken to have at most 256 tokens."""
     parts = memory.estimate(load_config(args.model), args.batch_size, args.max_new_tokens + 256, getattr(args, "micro_tokens", 0),
@@ -74,22 +96,34 @@ def print_memory(args, reference: bool = False):
     print(memory.line(parts))
 
 
+def bad_lines(args) -> list | None:
+    """Where reasons of skipped lines go; None: the first bad line is an error."""
+    return [] if args.skip_bad_lines else None
+
+
 def train_problems(args, count: int) -> list[Problem]:
     """At most `count` questions to learn from."""
     if not args.questions:
         return make_puzzles("train", count, args.seed)
-    problems = read_problems(args.questions)
+    problems = read_problems(args.questions, bad_lines(args))
     if not args.test_questions:
         problems = [problem for problem in problems if split_of(problem.question) == "train"]
     return random.Random(args.seed).sample(problems, min(count, len(problems)))
 
 
+def batch_of(items: list, size: int, step: int, seed: int) -> list:
+    """Batch number `step`, from 1: the items in rounds, shuffled anew for each; the last batch of a round may be smaller.
+    Nothing is remembered from one step to the next, so a run can go on anywhere."""
+    number, place = divmod(step - 1, -(-len(items) // size))
+    return random.Random(f"{seed} {number}").sample(items, len(items))[place * size: (place + 1) * size]
+
+
 def test_problems(args) -> list[Problem]:
     """Questions no stage learns from; the same for every seed."""
     if args.test_questions:
-        problems = read_problems(args.test_questions)
+        problems = read_problems(args.test_questions, bad_lines(args))
     elif args.questions:
-        problems = [problem for problem in read_problems(args.questions) if split_of(problem.question) == "test"]
+        problems = [problem for problem in read_problems(args.questions, bad_lines(args)) if split_of(problem.question) == "test"]
         if not problems:
             raise InputError(f"{', '.join(args.questions)}: no question falls into the 15% kept for testing; give --test-questions")
     else:

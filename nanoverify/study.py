@@ -23,11 +23,11 @@ ARMS = ("main", "shuffled", "lr0", "correct-only")
 
 
 def stage(script: str, out: Path, *flags):
-    """Run one script unless its output is complete; its wall-clock seconds are kept beside it."""
+    """Run one script, or go on with it, unless its output is complete; its wall-clock seconds (of the last part) are kept beside it."""
     if (out / "arguments.json").exists():
         return
-    began = time.time()
-    subprocess.run([sys.executable, f"{script}.py", "--out", str(out), *map(str, flags)], check=True)
+    began, begun = time.time(), out.with_name(out.name + ".part").exists()
+    subprocess.run([sys.executable, f"{script}.py", "--out", str(out), *map(str, flags), *["--resume"] * begun], check=True)
     write_json(out / "seconds.json", {"seconds": round(time.time() - began, 1)})
 
 

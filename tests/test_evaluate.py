@@ -16,11 +16,11 @@ NAMED = ("first_accuracy", "final_accuracy", "verification_accuracy", "error_rec
 
 
 def made(form: str, finished=True, level=1, family="linear", tokens=2) -> Trajectory:
-    """'s+ vy s- vn v?' -> solve right or wrong; verify saying yes, no or nothing."""
+    """'s+ vy s-7 vn v?' -> solve right or wrong, with this answer; verify saying yes, no or nothing."""
     actions, right = [], False
     for i, word in enumerate(form.split()):
         right = word[1] == "+" if word[0] == "s" else right
-        actions.append(Action("solve" if word[0] == "s" else "verify", i * tokens, (i + 1) * tokens, "", right=right,
+        actions.append(Action("solve" if word[0] == "s" else "verify", i * tokens, (i + 1) * tokens, "", word[2:], right=right,
                               verdict={"y": True, "n": False}.get(word[1])))
     return Trajectory(Problem("p", "?", "6", family, level), [5] * tokens * len(actions), finished, actions)
 
@@ -35,7 +35,7 @@ def test_metrics_by_hand():
         "correct_precision": pytest.approx(3 / 5),  # said yes: right, wrong, right, wrong, right
         "incorrect_to_correct": pytest.approx(1 / 3), "correct_to_incorrect": pytest.approx(1 / 4),
         "tpr": pytest.approx(1 / 3), "tnr": pytest.approx(1 / 3),  # the first verify of six responses
-        "trials": 12 / 7, "well_formed": 5 / 7,
+        "trials": 12 / 7, "repeats": 4 / 5, "well_formed": 5 / 7,
         "follows_verdict": 1.0,  # the cut response's last verify says nothing
         "tokens_per_response": 46 / 7, "truncated": 1 / 7}
 
@@ -46,6 +46,14 @@ def test_metrics_by_hand():
 def test_follows_verdict(form, finished, moves):
     """Bug: a stop after 'incorrect' or a retry after 'correct' counts as following the verdict."""
     assert metrics([made(form, finished)])["follows_verdict"] == (sum(moves) / len(moves) if moves else None)
+
+
+@pytest.mark.parametrize("form, repeats", [
+    ("s-7 vn s-7 vy", [1]), ("s-7 vn s+6 vy", [0]), ("s-7 vn s-8 vn s-7 vn s-8 vn s+6 vy", [0, 1, 1, 0]), ("s-7 vn vn s-7 vy", [1]),
+    ("s-7 v? s-7 vy", [0]), ("s+6 vy s+6 vy", [0]), ("s-7 vn s+6 vn s+6", [0, 1]), ("s-7 vn vn s- vy", [0]), ("s+6 vy", [])])
+def test_repeats(form, repeats):
+    """Bug: only the answer just before counts, an answer that nobody rejected counts, or a first solve counts as a retry."""
+    assert metrics([made(form)])["repeats"] == (sum(repeats) / len(repeats) if repeats else None)
 
 
 def test_nothing_to_count():

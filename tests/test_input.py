@@ -13,6 +13,7 @@ import train_rl
 import train_sft
 from nanoverify import evaluate, files
 from nanoverify.files import InputError, output_folder, read_json, write_json, write_jsonl
+from nanoverify.problems import read_problems
 from nanoverify.trajectory import RECHECK
 from nanoverify.verifier import VERDICTS
 from test_sampler import save_policy
@@ -139,11 +140,24 @@ def test_trajectories(rows, reason, policy, elsewhere, capsys):
     assert left_behind(elsewhere) == (["data.jsonl"] if rows is not None else [])
 
 
+def test_bad_lines_can_be_skipped(policy, elsewhere, capsys):
+    """Bug: --skip-bad-lines still stops, skips good lines as well, or does not say how many it left out."""
+    rows = ["{", json.dumps(GOOD), json.dumps({**GOOD, "response": 5}), "[]", b"\xff".decode("latin-1")]
+    (elsewhere / "data.jsonl").write_bytes("\n".join(rows).encode("latin-1"))
+    train_sft.main(["--model", policy, *SMALL, "--data", "data.jsonl", "--skip-bad-lines", "--epochs", "1"])
+    shown = capsys.readouterr()
+    assert "1 trajectories" in shown.out and "4 left out, the first: data.jsonl:1: not valid JSON" in shown.err
+    bad = []
+    (elsewhere / "q.jsonl").write_text('{"question": "1?"}\n{"question": "1 + 1?", "answer": 2, "id": 1}\n{"question": "2?", "answer": "2", "id": "1"}\n')
+    assert [problem.question for problem in read_problems(["q.jsonl"], bad)] == ["1 + 1?"] and len(bad) == 2
+    assert "q.jsonl:1" in bad[0] and "used before" in bad[1]
+
+
 def test_no_right_answer_leaves_nothing(policy, elsewhere, capsys):
     """Bug: build_data writes an empty data set, or leaves its temporary folder, when no trajectory can be composed."""
     (elsewhere / "out" / "data").mkdir(parents=True)
     write_json(elsewhere / "out" / "data" / "arguments.json", {"an earlier": "output"})
-    said = refusal(build_data.main, ["--model", policy, *SMALL, "--count", "3", "--samples", "2"], capsys)
+    said = refusal(build_data.main, ["--model", policy, *SMALL, "--count", "3", "--samples", "2", "--overwrite"], capsys)
     assert "no trajectory" in said and "no right answer among the samples" in said
     assert read_json(elsewhere / "out" / "data" / "arguments.json") == {"an earlier": "output"}
     assert left_behind(elsewhere) == ["arguments.json", "data", "out"]
@@ -171,15 +185,40 @@ def test_responses_cannot_be_written(policy, elsewhere, capsys):
 def test_output_folder(elsewhere):
     """Bug: an interrupted run leaves half a folder, or has already deleted the earlier one; a finished one keeps stale files."""
     for words in ("first", "second"):
-        with output_folder("a/b") as folder:
+        with output_folder("a/b", overwrite=True) as folder:
             (folder / words).write_text(words)
             write_json(folder / "arguments.json", {})
         assert left_behind(elsewhere) == ["a", "arguments.json", "b", words]
     for error in (KeyboardInterrupt, ValueError):
-        with pytest.raises(error), output_folder("a/b") as folder:
+        with pytest.raises(error), output_folder("a/b", overwrite=True) as folder:
             (folder / "third").write_text("half")
             raise error
     assert left_behind(elsewhere) == ["a", "arguments.json", "b", "second"]
+    with pytest.raises(InputError, match="a/b: exists; --overwrite"), output_folder("a/b"):
+        pass
+    with pytest.raises(InputError, match="a/b is finished"), output_folder("a/b", resume=True):
+        pass
+    assert left_behind(elsewhere) == ["a", "arguments.json", "b", "second"]
+
+
+def test_output_folder_of_a_run_with_state(elsewhere):
+    """Bug: an interrupted run's state is thrown away, silently begun anew, or not found again; a finished run cannot go on."""
+    with pytest.raises(ValueError), output_folder("out") as folder:
+        (folder / "state" / "00000001").mkdir(parents=True)
+        raise ValueError
+    with pytest.raises(InputError, match="out.part: exists; --resume goes on with it, --overwrite"), output_folder("out"):
+        pass
+    for words in ("first", "second"):  # the second goes on with the finished one
+        with output_folder("out", resume=True) as folder:
+            assert (folder / "state").is_dir() and (folder / "first").exists() == (words == "second")
+            (folder / words).write_text(words)
+            write_json(folder / "arguments.json", {})
+    assert left_behind(elsewhere) == ["00000001", "arguments.json", "first", "out", "second", "state"]
+    with output_folder("new", resume=True) as folder:  # nothing to go on with: a new run
+        write_json(folder / "arguments.json", {})
+    with output_folder("out", overwrite=True) as folder:
+        write_json(folder / "arguments.json", {})
+    assert left_behind(elsewhere / "out") == left_behind(elsewhere / "new") == ["arguments.json"]
 
 
 def test_output_folder_in_odd_places(elsewhere):

@@ -45,6 +45,14 @@ def test_rewards():
     assert ppo.action_rewards(made("-++", finished=False)) == [-1, 1, -1]
 
 
+def test_giving_up():
+    """Bug: RL learns to stop behind "incorrect": a right verdict, +1, and no risk of another wrong answer."""
+    assert ppo.action_rewards(FOUR[3], may_give_up=False) == [1, -1, -1, -1]
+    assert [ppo.action_rewards(t, may_give_up=False) for t in FOUR[:3]] == [ppo.action_rewards(t) for t in FOUR[:3]]
+    cut = made("-+", finished=False)  # it did not stop there of its own accord
+    assert ppo.action_rewards(cut, punish_cut=False, may_give_up=False) == [-1]
+
+
 def test_out_of_turn():
     """Bug: verifying the same wrong answer again earns +1 each time: RL stops trying, and pads its responses with checks."""
     def trajectory(*actions):
@@ -254,7 +262,7 @@ def test_value_loss():
 def settings(**changes):
     """Fields of train_rl's arguments that its steps use."""
     return SimpleNamespace(**{**dict(device="cpu", micro_tokens=8192, temperature=0.8, clip_low=0.2, clip_high=0.2, dual_clip=3.0, minibatches=1, epochs=1,
-                                     reward="both", advantage="group", min_count=1, decay=1.0, beta=0.0, gamma=1.0, lam=0.95, shuffle_rewards=False, punish_cut=True, plain_outcome=True,
+                                     reward="both", advantage="group", min_count=1, decay=1.0, beta=0.0, gamma=1.0, lam=0.95, shuffle_rewards=False, punish_cut=True, may_give_up=True, plain_outcome=True,
                                      samples=2), **changes})
 
 
@@ -285,7 +293,7 @@ class Rollout:
 
     def update(self, returns=None):
         return train_rl.update(self.model, self.value_head, self.optimizer, self.tokenizer, self.prompts, self.trajectories, self.advantages,
-                               self.old, returns, self.args, random.Random(1))
+                               self.old, returns, self.args, random.Random(1), "step 1")
 
 
 def test_score_equals_each_response_alone(fp32):

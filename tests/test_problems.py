@@ -15,7 +15,7 @@ from nanoverify.files import InputError
 from nanoverify.problems import CHOICES, FAMILIES, HELD_OUT, LEVELS, SOLVE_PROMPT, TRAINED, make_puzzles, puzzle, read_problems, split_of
 
 ROOT = Path(__file__).parents[1]
-LEGS = {"chickens": 2, "rabbits": 4, "beetles": 6, "spiders": 8}
+LEGS = {"chickens": 2, "rabbits": 4, "beetles": 6}
 CELLS = [(family, level) for family in FAMILIES for level in LEVELS]
 
 
@@ -109,6 +109,20 @@ def test_checks_say_what_is_so(puzzles):
                 assert {str(value) for value in numbers.values()} - {*LEGS} <= set(re.findall(r"\d+", text)), text
             fails = bool(re.search(r"more than|\d (more|less)\.", text))
             assert fails == (x != answer), f"{problem}: {text}"
+
+
+def test_checks_narrow_the_choices(puzzles):
+    """Bug: what a failed check leaves to choose from lacks the answer, still holds the number that failed, or lies on both sides of it."""
+    for family, _, _, numbers, problem in puzzles:
+        if family == "tickets":
+            continue
+        answer = int(problem.answer)
+        numbers = {**numbers, "choices": [int(y) for y in re.findall(r"\d+", problem.question.split(" Choose from ")[1])]}
+        assert "Choose" not in pretrain.check_text(family, numbers, answer, answer)
+        for given in {*numbers["choices"], 1, 12} - {answer}:
+            left = [int(y) for y in re.search(r" Choose from ([\d, ]+)\. Therefore, the answer is incorrect\.$", pretrain.check_text(family, numbers, given, answer))[1].split(", ")]
+            assert left == [y for y in numbers["choices"] if min(left) <= y <= max(left)] and answer in left, problem
+            assert max(left) < given or min(left) > given, problem
 
 
 def test_solutions_say_what_is_so(puzzles):

@@ -1,0 +1,116 @@
+"""Beside the path: hand over to distributed trainers. Files that they read, and our rewards in the forms that they call.
+
+    python -m nanoverify.export                 # out/data, its model -> handover/questions.jsonl, handover/sft.jsonl
+
+questions.jsonl   one file for TRL (prompt, answer), verl (prompt, reward_model, data_source) and OpenRLHF (--input_key prompt
+                  --label_key answer --apply_chat_template)
+sft.jsonl         trajectories as token ids with their loss mask: input_ids, labels (-100 where nothing is learned)
+
+Rewards, by engine: TRL calls `outcome_rewards` and `process_rewards`, verl `compute_score`, OpenRLHF `reward_func`. All of them
+take ONE number per response. The outcome reward carries over whole. Of the process reward only its mean over the actions
+does: which action earned it is lost, and so are the reward contexts.
+"""
+import argparse
+import re
+
+from nanoverify import ppo
+from nanoverify.files import InputError, output_folder, read_jsonl, run, write_json, write_jsonl
+from nanoverify.problems import SOLVE_PROMPT, Problem
+from nanoverify.trajectory import loss_mask, parse
+
+END = re.compile(r"(?:\s*<[|\w]+>)+\s*$")  # end tokens that an engine leaves in the text, such as <|im_end|> or </s>
+
+
+class Characters:
+    """A tokenizer whose tokens are characters: `parse` reads text with it."""
+    @staticmethod
+    def decode(ids):
+        return "".join(ids)
+
+
+def trajectory_of(response: str, gold: str):
+    """A response as text -> Trajectory; taken to be finished, for text does not say."""
+    return parse(Problem("", "", str(gold), "", None), list(END.sub("", response)), True, Characters)
+
+
+def outcome_reward(response: str, gold: str) -> float:
+    """+1 if the last solve is right, else -1."""
+    return ppo.outcome_reward(trajectory_of(response, gold))
+
+
+def process_reward(response: str, gold: str) -> float:
+    """Mean of the rewards of all actions, -1 to +1."""
+    rewards = ppo.action_rewards(trajectory_of(response, gold))
+    return sum(rewards) / len(rewards)
+
+
+def text_of(completion) -> str:
+    """TRL gives a string, or messages where the prompt is made of messages."""
+    return completion if isinstance(completion, str) else completion[-1]["content"]
+
+
+def outcome_rewards(completions, answer, **others) -> list[float]:
+    """For TRL's `reward_funcs` (GRPOTrainer, RLOOTrainer)."""
+    return [outcome_reward(text_of(completion), gold) for completion, gold in zip(completions, answer)]
+
+
+def process_rewards(completions, answer, **others) -> list[float]:
+    """For TRL's `reward_funcs`; TRL adds it to the others by `reward_weights`."""
+    return [process_reward(text_of(completion), gold) for completion, gold in zip(completions, answer)]
+
+
+def compute_score(data_source, solution_str, ground_truth, extra_info=None) -> dict:
+    """For verl's custom_reward_function; `score` is the reward, the rest is logged."""
+    outcome, process = outcome_reward(solution_str, ground_truth), process_reward(solution_str, ground_truth)
+    return {"score": outcome + process, "outcome": outcome, "process": process}
+
+
+def reward_func(queries, prompts, labels, **others) -> dict:
+    """For OpenRLHF's --reward.remote_url FILE.py. A query is the prompt and the response behind it."""
+    import torch
+    pairs = [(query[len(prompt):], gold) for query, prompt, gold in zip(queries, prompts, labels)]
+    outcome, process = (torch.tensor([reward(*pair) for pair in pairs]) for reward in (outcome_reward, process_reward))
+    return {"rewards": outcome + process, "scores": (outcome + 1) / 2, "extra_logs": {"outcome": outcome, "process": process}}
+
+
+def question_row(problem: Problem) -> dict:
+    return {"prompt": [{"role": "user", "content": SOLVE_PROMPT.format(question=problem.question)}], "answer": problem.answer,
+            "data_source": "nanoverify", "ability": "math", "reward_model": {"style": "rule", "ground_truth": problem.answer},
+            "extra_info": {"id": problem.id, "family": problem.family, "level": problem.level}}
+
+
+def sft_row(row: dict, tokenizer) -> dict:
+    """A line of trajectories.jsonl as the ids and labels that train_sft.py trains on."""
+    problem = Problem(row["id"], row["question"], row["answer"], str(row.get("family")), row.get("level"))
+    prompt = tokenizer.prompt(SOLVE_PROMPT.format(question=problem.question))
+    ids = tokenizer.encode(row["response"]) + [tokenizer.end_id]
+    mask = loss_mask(parse(problem, ids, True, tokenizer))
+    return {"input_ids": prompt + ids, "labels": [-100] * len(prompt) + [token if learned else -100 for token, learned in zip(ids, mask)]}
+
+
+def main(argv=None):
+    from nanoverify.stage import add_model_flags, add_question_flags, positive, train_problems
+    from nanoverify.tokenizer import Tokenizer
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="out/data/trajectories.jsonl", metavar="FILE", help="from stage 0 (default: %(default)s)")
+    parser.add_argument("--out", default="handover", help="folder (default: %(default)s)")
+    parser.add_argument("--count", type=positive, default=6000, help="questions (default: %(default)s)")
+    add_model_flags(parser)
+    add_question_flags(parser)
+    args = parser.parse_args(argv)
+    tokenizer = Tokenizer.load(args.model)
+    with output_folder(args.out, overwrite=True) as folder:
+        rows = []
+        for number, row in read_jsonl(args.data):
+            if not all(isinstance(row.get(key), str) for key in ("id", "question", "answer", "response")):
+                raise InputError(f"{args.data}:{number}: no text in id, question, answer or response")
+            rows.append(sft_row(row, tokenizer))
+        questions = train_problems(args, args.count)
+        write_jsonl(folder / "sft.jsonl", rows)
+        write_jsonl(folder / "questions.jsonl", map(question_row, questions))
+        write_json(folder / "arguments.json", vars(args))
+    print(f"{len(rows)} trajectories, {len(questions)} questions -> {args.out}")
+
+
+if __name__ == "__main__":
+    run(main)
