@@ -20,10 +20,11 @@ from tqdm import tqdm
 
 from nanoverify.files import output_folder, run, write_json
 from nanoverify.model import Config, Transformer
-from nanoverify.problems import LEVELS, NAMES, SOLVE_PROMPT, TRAINED, choices, puzzle
+from nanoverify import problems
+from nanoverify.problems import LEVELS, NAMES, SOLVE_PROMPT, choices, puzzle
 from nanoverify.verifier import VERDICTS, VERIFY_PROMPTS
 
-FAMILIES = (*TRAINED, "shopping")
+FAMILIES = tuple(family for family in problems.FAMILIES if family != "tickets")
 SPECIAL = ("<|pad|>", "<|user|>", "<|assistant|>", "<|end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"

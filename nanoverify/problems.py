@@ -126,10 +126,10 @@ TICKETS = ("A show sells {n} tickets, some to adults for {p} and the rest to chi
            "How many adults are there?",)
 NAMES = ("Ann", "Bob", "Eva", "Tom", "Mia", "Sam")
 
-# name -> (numbers, wordings). The last two are for measuring transfer: the stages never train on them. The shipped
-# policy was pretrained to solve and check `shopping`; it has never met `tickets` in any form.
+# name -> (numbers, wordings). Three, HELD_OUT, are for measuring transfer: the stages never train on them. The shipped policy was
+# pretrained to solve and check `shopping` and `both_sides`, the latter with little success; it has never met `tickets` in any form.
 FAMILIES = {draw.__name__: (draw, wordings) for draw, wordings in WORDINGS.items()} | {"tickets": (stamps, TICKETS)}
-HELD_OUT = ("shopping", "tickets")
+HELD_OUT = ("both_sides", "shopping", "tickets")
 TRAINED = tuple(name for name in FAMILIES if name not in HELD_OUT)
 
 
