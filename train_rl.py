@@ -54,17 +54,19 @@ def flags(argv):
                        help="group: leave-one-out and reward contexts; gae: value head (default: %(default)s)")
     group.add_argument("--min-count", type=positive, default=1, help="a reward context seen less often has baseline 0; released code: 10 (default: %(default)s)")
     group.add_argument("--decay", type=float, default=0.9, help="weight of earlier rollouts in a context's baseline, per step; 1: running mean, as in the released code; 0: this rollout alone (default: %(default)s)")
-    group.add_argument("--beta", type=float, default=0.02, help="weight of the KL to the SFT model; paper: 0.05 (default: %(default)s)")
+    group.add_argument("--beta", type=float, default=0.0, help="weight of the KL to the SFT model; paper: 0.05 (default: %(default)s)")
     group.add_argument("--gamma", type=float, default=1.0, help="discount per token, gae only (default: %(default)s)")
     group.add_argument("--lam", type=float, default=0.95, help="lambda, gae only (default: %(default)s)")
     group.add_argument("--plain-outcome", action="store_true", help="outcome advantages as in the paper, not centred in each reward context")
+    group.add_argument("--negative-weight", type=float, default=0.0, help="of negative advantages, not with gae; paper: 1 (default: %(default)s)")
     group.add_argument("--punish-cut", action="store_true", help="process reward -1 for an action cut by the token limit, instead of none; gae always does")
     group.add_argument("--may-give-up", action="store_true", help="process reward +1 as in the paper, not -1, for a right 'incorrect' that ends the response")
     group.add_argument("--shuffle-rewards", action="store_true", help="control: responses get each other's rewards; nothing may rise")
     group = parser.add_argument_group("update")
-    group.add_argument("--lr", type=float, default=4e-4, help="constant after 5 steps of warm-up; paper: 5e-7 (default: %(default)s)")
+    group.add_argument("--lr", type=float, default=8e-4, help="constant after 5 steps of warm-up; paper: 5e-7 (default: %(default)s)")
     group.add_argument("--value-lr", type=float, default=3e-3, help="of the value head (default: %(default)s)")
-    group.add_argument("--minibatches", type=positive, default=2, help="optimizer steps per pass over a rollout (default: %(default)s)")
+    group.add_argument("--minibatches", type=positive, default=8, help="optimizer steps per pass over a rollout (default: %(default)s)")
+    group.add_argument("--average", type=float, default=0.9, help="the result is the moving average of the weights over steps, with this decay; 0: the last weights (default: %(default)s)")
     group.add_argument("--epochs", type=positive, default=1, help="passes over a rollout (default: %(default)s)")
     group.add_argument("--clip-low", type=float, default=0.2, help="ratio stays above 1 - this (default: %(default)s)")
     group.add_argument("--clip-high", type=float, default=0.2, help="ratio stays below 1 + this (default: %(default)s)")
@@ -129,7 +131,7 @@ def advantages_of(trajectories, kl, values, mask, totals, args, rng):
             advantages = advantages + ppo.spread(per_action, trajectories, width)
     if args.reward in ("process", "both"):
         advantages = advantages + ppo.spread(ppo.context_advantages(actions, totals, args.min_count, args.decay), trajectories, width)
-    return advantages * mask, None, (outcomes, actions)
+    return ppo.damp_negative(advantages, args.negative_weight) * mask, None, (outcomes, actions)
 
 
 def rollout_rows(trajectories, rewards, kl, advantages, args, tokenizer):
@@ -208,6 +210,7 @@ def main(argv=None):
     with output_folder(args.out, args.resume, args.overwrite, state_bytes(model, args.keep)) as folder:
         state = go_on(folder, this_run, args, model, optimizer, value_head)
         columns = state.get("columns") or earlier_evaluations(args) or {"start": report(evaluate(model, tokenizer, held_out, args))}
+        average = [parameter.detach().clone() for parameter in model.parameters()] if "average" not in state else state["average"]
         totals = {tuple(context): entry for context, entry in state.get("totals", [])}  # of the context baselines
         bar = tqdm(range(state["step"] + 1, args.steps + 1), desc="RL", initial=state["step"], total=args.steps)
         with signals() as caught:
@@ -231,6 +234,8 @@ def main(argv=None):
                     group["lr"] = group["peak"] * min(step / 5, 1)
                 signs = update(model, value_head, optimizer, tokenizer, prompts, trajectories, advantages, old, returns, args,
                                random.Random(f"minibatches {args.seed} {step}"), f"step {step}")
+                for mean, parameter in zip(average, model.parameters()):
+                    mean.lerp_(parameter.detach(), 1 - min(args.average, (step - 1) / step))  # a plain mean at first
                 clock.append(time.time())
 
                 found = metrics(trajectories)
@@ -250,7 +255,10 @@ def main(argv=None):
                 write_jsonl(folder / "rollouts.jsonl", ({"step": step, **row} for row in rollout_rows(trajectories, rewards, kl, advantages, args, tokenizer)))
                 bar.set_postfix(first=f"{100 * found['first_accuracy']:.0f}%", final=f"{100 * found['final_accuracy']:.0f}%",
                                 tokens=f"{found['tokens_per_response']:.0f}", kl=f"{signs['approx_kl']:.4f}")
-                save_step(folder, line, args.steps, state, args, caught, model, optimizer, value_head)
+                save_step(folder, line, args.steps, state, args, caught, model, optimizer, value_head, average)
+        with torch.no_grad():
+            for mean, parameter in zip(average, model.parameters()):
+                parameter.copy_(mean)
         answers = evaluate(model, tokenizer, held_out, args)
         columns["RL"] = report(answers)
         save_model(model, folder, args.model)

@@ -3,7 +3,7 @@
     python -m nanoverify.evaluate --model out/rl                    # a table, by level and family
     python -m nanoverify.evaluate --model out/rl --json             # one JSON object
     python -m nanoverify.evaluate --model out/rl --responses r.jsonl   # every graded response
-    python -m nanoverify.evaluate --model out/rl --families shopping tickets   # transfer: families no stage trains on
+    python -m nanoverify.evaluate --model out/rl --families both_sides shopping tickets   # transfer: families no stage trains on
 
 Greedy by default. Accuracies are shares of questions; the others are shares of verifications or responses as said in
 `metrics`. None where nothing is counted (a model that never verifies has no verification accuracy).

@@ -89,6 +89,12 @@ def centre_by_context(values: list[float], responses: list[list[float]], lengths
     return [[value - means[context] for context in row] for value, row in zip(values, keys)]
 
 
+def damp_negative(advantages, weight: float):
+    """Negative advantages times `weight`. Pushing a sampled token down says nothing about what should stand there instead; of a token
+    that is nearly certain it takes away more and more, so noise alone raises the entropy of a small model until its checks decay."""
+    return torch.where(advantages < 0, weight * advantages, advantages)
+
+
 def spread(per_action: list[list[float]], trajectories: list[Trajectory], width: int):
     """Give each token its action's number. -> (B, T), 0 behind the response."""
     out = torch.zeros(len(trajectories), width)

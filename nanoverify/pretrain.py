@@ -3,10 +3,11 @@
 It learns three kinds of prompt from worked examples of the training split (solve; verify by solving again; verify by
 putting the answer back) and what lies below them from drills: arithmetic, comparing, and picking from a list what was not
 excluded. A solution writes down its first steps and then the number, found in the head: hardly more than a guess among
-the answers to choose from. A check is written out step by step. It never sees a second attempt at a question after a wrong
-first one, so self-correction is left to the three stages.
+the answers to choose from. A check is written out step by step; one that fails ends with what it leaves to choose from.
+Some questions to solve carry notes, other people's wrong answers and the checks that refute them. The policy never sees a
+second attempt of its own, nor an answer, its check and another answer in one response: that is left to the three stages.
 
-    python -m nanoverify.pretrain --out nanoverify/policy      # the recipe that made the shipped policy; 19 minutes on 2 cores
+    python -m nanoverify.pretrain --out nanoverify/policy      # the recipe that made the shipped policy; 34 minutes on one core
 """
 import argparse
 import json

@@ -2,7 +2,7 @@
 
 A run works in OUT.part, which becomes OUT at its end. Every --save-every steps the training scripts write OUT.part/state/STEP:
 
-    tensors.safetensors   weights, Adam's moments, the value head
+    tensors.safetensors   weights, Adam's moments, the value head, the average of the weights
     state.json            step, arguments, fingerprints of what was read, running baselines, length of metrics.jsonl
     manifest.json         SHA-256 of both; a folder without it, or that differs from it, is not used
 
@@ -129,17 +129,19 @@ def go_on(folder: Path, run: dict, args, model, optimizer, value_head=None) -> d
     refuse_changes(state["run"], run, args.allow_changes)
     restore(tensors, model, optimizer, value_head)
     os.truncate(folder / "metrics.jsonl", state["metrics_bytes"])
-    return state
+    average = [tensors[f"average.{number}"] for number in range(sum(name.startswith("average.") for name in tensors))]
+    return {**state, "average": [mean.to(parameter.device) for mean, parameter in zip(average, model.parameters())]}
 
 
-def save_step(folder: Path, line: dict, last: int, state: dict, args, caught: list, model, optimizer, value_head=None):
+def save_step(folder: Path, line: dict, last: int, state: dict, args, caught: list, model, optimizer, value_head=None, average=()):
     """Append the line of a step to metrics.jsonl. Every --save-every steps, at step `last` and after a signal save the state;
     after a signal end the process, with exit code 128 + its number (130 for Ctrl-C, 143 for SIGTERM)."""
     with open(folder / "metrics.jsonl", "a", encoding="utf-8") as log:
         log.write(json_line(line))
     if line["step"] % args.save_every == 0 or line["step"] == last or caught:
         sync(folder / "metrics.jsonl")
-        save_state(folder / "state", line["step"], training_tensors(model, optimizer, value_head),
+        tensors = training_tensors(model, optimizer, value_head) | {f"average.{number}": mean for number, mean in enumerate(average)}
+        save_state(folder / "state", line["step"], tensors,
                    {**state, "metrics_bytes": (folder / "metrics.jsonl").stat().st_size}, args.keep)
     if caught:
         print(f"stopped behind step {line['step']}; --resume goes on", file=sys.stderr)
@@ -147,8 +149,8 @@ def save_step(folder: Path, line: dict, last: int, state: dict, args, caught: li
 
 
 def state_bytes(model, keep: int) -> int:
-    """Room for `keep` states and the one being written, weights and two moments each, and for the trained model, in fp32."""
-    return 4 * sum(parameter.numel() for parameter in model.parameters()) * (3 * (keep + 1) + 1)
+    """Room for `keep` states and the one being written (weights, two moments, average) and for the trained model, in fp32."""
+    return 4 * sum(parameter.numel() for parameter in model.parameters()) * (4 * (keep + 1) + 1)
 
 
 def identity(args, *files) -> dict:

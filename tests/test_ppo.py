@@ -45,6 +45,13 @@ def test_rewards():
     assert ppo.action_rewards(made("-++", finished=False)) == [-1, 1, -1]
 
 
+def test_negative_advantages_are_damped():
+    """Bug: positive advantages are damped as well, or the weight is not used."""
+    assert ppo.damp_negative(torch.tensor([-2.0, 0.0, 3.0]), 0.25).tolist() == [-0.5, 0.0, 3.0]
+    found = train_rl.advantages_of([made("++"), made("--")], torch.zeros(2, 4), None, torch.ones(2, 4), {}, settings(negative_weight=0.0), random.Random(0))[0]
+    assert (found[0] > 0).all() and (found[1] == 0).all()
+
+
 def test_giving_up():
     """Bug: RL learns to stop behind "incorrect": a right verdict, +1, and no risk of another wrong answer."""
     assert ppo.action_rewards(FOUR[3], may_give_up=False) == [1, -1, -1, -1]
@@ -262,7 +269,7 @@ def test_value_loss():
 def settings(**changes):
     """Fields of train_rl's arguments that its steps use."""
     return SimpleNamespace(**{**dict(device="cpu", micro_tokens=8192, temperature=0.8, clip_low=0.2, clip_high=0.2, dual_clip=3.0, minibatches=1, epochs=1,
-                                     reward="both", advantage="group", min_count=1, decay=1.0, beta=0.0, gamma=1.0, lam=0.95, shuffle_rewards=False, punish_cut=True, may_give_up=True, plain_outcome=True,
+                                     reward="both", advantage="group", min_count=1, decay=1.0, beta=0.0, gamma=1.0, lam=0.95, shuffle_rewards=False, punish_cut=True, may_give_up=True, negative_weight=1.0, plain_outcome=True,
                                      samples=2), **changes})
 
 
