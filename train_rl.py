@@ -41,10 +41,10 @@ def flags(argv):
     add_model_flags(parser, default="out/sft")
     add_question_flags(parser)
     group = parser.add_argument_group("rollout")
-    group.add_argument("--steps", type=positive, default=40, help="rollouts (default: %(default)s)")
+    group.add_argument("--steps", type=positive, default=16, help="rollouts (default: %(default)s)")
     group.add_argument("--prompts", type=positive, default=32, metavar="P", help="questions per step; paper: 64 (default: %(default)s)")
     group.add_argument("--samples", type=int, default=8, metavar="M", help="responses per question; paper: 4 (default: %(default)s)")
-    group.add_argument("--temperature", type=float, default=1.0, help="of rollouts and log-probs; paper: 0.7 (default: %(default)s)")
+    group.add_argument("--temperature", type=float, default=0.7, help="of rollouts and log-probs; paper: 0.7 (default: %(default)s)")
     group.add_argument("--count", type=positive, default=6000, help="training questions to draw from (default: %(default)s)")
     group.add_argument("--filter", type=positive, default=0, metavar="N",
                        help="answer each question N times first and drop those always or never solved; 0: keep all (default: %(default)s)")
@@ -58,14 +58,15 @@ def flags(argv):
     group.add_argument("--gamma", type=float, default=1.0, help="discount per token, gae only (default: %(default)s)")
     group.add_argument("--lam", type=float, default=0.95, help="lambda, gae only (default: %(default)s)")
     group.add_argument("--plain-outcome", action="store_true", help="outcome advantages as in the paper, not centred in each reward context")
-    group.add_argument("--negative-weight", type=float, default=0.0, help="of negative advantages, not with gae; paper: 1 (default: %(default)s)")
+    group.add_argument("--negative-weight", type=float, default=0.5, help="of negative advantages, not with gae; paper: 1 (default: %(default)s)")
     group.add_argument("--punish-cut", action="store_true", help="process reward -1 for an action cut by the token limit, instead of none; gae always does")
     group.add_argument("--may-give-up", action="store_true", help="process reward +1 as in the paper, not -1, for a right 'incorrect' that ends the response")
+    group.add_argument("--may-repeat", action="store_true", help="process rewards behind a repeated rejected answer, too, as in the paper")
     group.add_argument("--shuffle-rewards", action="store_true", help="control: responses get each other's rewards; nothing may rise")
     group = parser.add_argument_group("update")
-    group.add_argument("--lr", type=float, default=8e-4, help="constant after 5 steps of warm-up; paper: 5e-7 (default: %(default)s)")
+    group.add_argument("--lr", type=float, default=1.5e-4, help="constant after 5 steps of warm-up; paper: 5e-7 (default: %(default)s)")
     group.add_argument("--value-lr", type=float, default=3e-3, help="of the value head (default: %(default)s)")
-    group.add_argument("--minibatches", type=positive, default=8, help="optimizer steps per pass over a rollout (default: %(default)s)")
+    group.add_argument("--minibatches", type=positive, default=2, help="optimizer steps per pass over a rollout (default: %(default)s)")
     group.add_argument("--average", type=float, default=0.9, help="the result is the moving average of the weights over steps, with this decay; 0: the last weights (default: %(default)s)")
     group.add_argument("--epochs", type=positive, default=1, help="passes over a rollout (default: %(default)s)")
     group.add_argument("--clip-low", type=float, default=0.2, help="ratio stays above 1 - this (default: %(default)s)")
@@ -108,7 +109,7 @@ def advantages_of(trajectories, kl, values, mask, totals, args, rng):
     """Advantages (B, T) on response tokens; for GAE, returns; the rewards dealt out: one a response, one an action.
     kl (B, T): logp - ref_logp of each token."""
     outcomes = [ppo.outcome_reward(t) for t in trajectories]
-    actions = [ppo.action_rewards(t, args.punish_cut or args.advantage == "gae", args.may_give_up) for t in trajectories]
+    actions = [ppo.action_rewards(t, args.punish_cut or args.advantage == "gae", args.may_give_up, args.may_repeat) for t in trajectories]
     if args.shuffle_rewards:
         outcomes = rng.sample(outcomes, len(outcomes))
         pool = [reward for row in actions for reward in row]
@@ -145,7 +146,7 @@ def rollout_rows(trajectories, rewards, kl, advantages, args, tokenizer):
     for t, outcome, process, kl_row, advantage_row in zip(trajectories, *rewards, kl, advantages):
         row = {**as_row(t, tokenizer), "outcome": outcome}
         for i, action in enumerate(row["actions"]):
-            own, span, gae = [*process, None][i], slice(action["start"], action["stop"]), args.advantage == "gae"
+            own, span, gae = process[i] if i < len(process) else None, slice(action["start"], action["stop"]), args.advantage == "gae"
             reward = (args.reward != "process" and (not gae or i == len(t.actions) - 1)) * outcome + (args.reward != "outcome") * (own or 0.0)
             penalty, advantage = args.beta * mean(kl_row[span]), mean(advantage_row[span])
             numbers = {"reward": reward, "kl": penalty, "advantage": advantage, "baseline": None if gae else reward - penalty - advantage}

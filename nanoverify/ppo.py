@@ -18,24 +18,31 @@ def outcome_reward(trajectory: Trajectory) -> float:
     return 1.0 if trajectory.finished and trajectory.solves[-1].right else -1.0
 
 
-def action_rewards(trajectory: Trajectory, punish_cut: bool = True, may_give_up: bool = True) -> list[float]:
+def action_rewards(trajectory: Trajectory, punish_cut: bool = True, may_give_up: bool = True,
+                   may_repeat: bool = True) -> list[float]:
     """+1 or -1 for each action: a right solve; a verdict that agrees with the rule (none: -1).
 
     An action out of turn gets -1 whatever it says: a verify after a verify, a solve after a solve or after the verdict
     "correct"; and, unless it `may_give_up`, a verify that ends the response with "incorrect" (the end token is part of it).
     Without this, RL soon learns to verify the same wrong answer again and again, +1 each time, or to give up, instead of
     trying another one.
+    Unless it `may_repeat`: behind a wrong solve that repeats an answer called incorrect before, nothing gets a reward: the list ends there. What
+    follows is mostly a copy of what was said, and rewarding right copies strengthens copying, so that repeats grow.
     The last action of a response cut by the token limit gets -1 or, without `punish_cut`, no reward at all: the list is
     one shorter. It was cut for its place, not for what it says, and where many are cut, -1 unlearns good checks.
     """
-    rewards = []
+    rewards, rejected = [], set()
     for i, action in enumerate(trajectory.actions):
         before = trajectory.actions[i - 1] if i else None
         if action.kind == "solve":
+            if not may_repeat and action.answer in rejected and not action.right:
+                return [*rewards, -1.0]
             good = action.right and (before is None or before.kind == "verify" and before.verdict is not True)
         else:
             gives_up = not may_give_up and action.verdict is False and trajectory.finished and i == len(trajectory.actions) - 1
             good = action.verdict is action.right and before.kind == "solve" and not gives_up
+            if before.kind == "solve" and action.verdict is False:
+                rejected.add(before.answer)
         rewards.append(1.0 if good else -1.0)
     if not trajectory.finished:
         rewards[-1:] = [-1.0] if punish_cut else []

@@ -60,6 +60,18 @@ def test_giving_up():
     assert ppo.action_rewards(cut, punish_cut=False, may_give_up=False) == [-1]
 
 
+def test_repeats():
+    """Bug: copies of checks behind a repeated answer are rewarded, and copying grows; or an answer wrongly rejected may not come back."""
+    def trajectory(*pairs):
+        actions = [action for i, (answer, said) in enumerate(pairs) for action in (
+            Action("solve", 4 * i, 4 * i + 2, "", answer, right=answer == "6"), Action("verify", 4 * i + 2, 4 * i + 4, "", right=answer == "6", verdict=said))]
+        return Trajectory(PROBLEM, list(range(4 * len(pairs))), True, actions)
+    again = trajectory(("7", False), ("5", False), ("7", False), ("6", True))
+    assert ppo.action_rewards(again) == [-1, 1, -1, 1, -1, 1, 1, 1] and ppo.action_rewards(again, may_repeat=False) == [-1, 1, -1, 1, -1]
+    for pairs in ([("7", False), ("5", False), ("6", True)], [("6", False), ("6", True)], [("7", True), ("7", True)], [("7", None), ("7", None)]):
+        assert ppo.action_rewards(trajectory(*pairs), may_repeat=False) == ppo.action_rewards(trajectory(*pairs))
+
+
 def test_out_of_turn():
     """Bug: verifying the same wrong answer again earns +1 each time: RL stops trying, and pads its responses with checks."""
     def trajectory(*actions):
@@ -269,7 +281,7 @@ def test_value_loss():
 def settings(**changes):
     """Fields of train_rl's arguments that its steps use."""
     return SimpleNamespace(**{**dict(device="cpu", micro_tokens=8192, temperature=0.8, clip_low=0.2, clip_high=0.2, dual_clip=3.0, minibatches=1, epochs=1,
-                                     reward="both", advantage="group", min_count=1, decay=1.0, beta=0.0, gamma=1.0, lam=0.95, shuffle_rewards=False, punish_cut=True, may_give_up=True, negative_weight=1.0, plain_outcome=True,
+                                     reward="both", advantage="group", min_count=1, decay=1.0, beta=0.0, gamma=1.0, lam=0.95, shuffle_rewards=False, punish_cut=True, may_give_up=True, may_repeat=True, negative_weight=1.0, plain_outcome=True,
                                      samples=2), **changes})
 
 
