@@ -65,7 +65,7 @@ def test_recompute_reaches_the_model(tmp_path):
     """Bug: --recompute is parsed and then forgotten."""
     parser = argparse.ArgumentParser()
     stage.add_model_flags(parser)
-    stage.add_training_flags(parser)
+    stage.add_training_flags(parser, save_every=1)
     flags = ["--model", save_policy(tmp_path / "policy"), "--device", "cpu"]
     assert stage.load(parser.parse_args([*flags, "--recompute"]))[0].recompute and not stage.load(parser.parse_args(flags))[0].recompute
 

@@ -179,7 +179,7 @@ def test_whole_run_learns_what_the_mask_says(tmp_path, monkeypatch, capsys):
     lines = []
     for micro_tokens in ("1", "8192"):
         train_sft.main(["--model", policy, "--data", str(tmp_path / "data.jsonl"), "--out", str(tmp_path / "out"), "--epochs", "2", "--batch", "3",
-                        "--lr", "1e-3", "--kl", "0.1", "--micro-tokens", micro_tokens, "--max-new-tokens", "4", "--test-count", "2", "--device", "cpu"])
+                        "--lr", "1e-3", "--kl", "0.1", "--micro-tokens", micro_tokens, "--max-new-tokens", "4", "--test-count", "2", "--device", "cpu", "--overwrite"])
         lines.append([json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()])
     assert "1 longer than the limit" in capsys.readouterr().out
 
