@@ -39,7 +39,7 @@ def action_rewards(trajectory: Trajectory, punish_cut: bool = True, may_give_up:
                 return [*rewards, -1.0]
             good = action.right and (before is None or before.kind == "verify" and before.verdict is not True)
         else:
-            gives_up = not may_give_up and action.verdict is False and trajectory.finished and i == len(trajectory.actions) - 1
+            gives_up = not may_give_up and action.verdict is False and i == len(trajectory.actions) - 1
             good = action.verdict is action.right and before.kind == "solve" and not gives_up
             if before.kind == "solve" and action.verdict is False:
                 rejected.add(before.answer)

@@ -118,16 +118,19 @@ def data(elsewhere):
     write_jsonl("data.jsonl", [{**GOOD, "id": str(i), "question": f"1 + {i}?"} for i in range(5)])
 
 
-@pytest.mark.parametrize("run, flags", [(run_sft, []), (run_rl, []), (run_rl, ["--advantage", "gae"])])
+@pytest.mark.parametrize("run, flags", [(run_sft, []), (run_rl, ["--punish-cut"]), (run_rl, ["--advantage", "gae"])])
 def test_resume_equals_one_run(policy, data, run, flags, capsys):
     """Bug: weights, moments, baselines, batches or the log of a run that went on differ from those of a run never stopped."""
     run(policy, "whole", *flags, "--steps", "5")
     run(policy, "twice", *flags, "--steps", "2")
+    with open("twice/metrics.jsonl", "a") as log:
+        log.write('{"step": 3}\n')  # of a step whose state was not saved
     run(policy, "twice", *flags, "--steps", "4", "--resume", "--save-every", "3")
     assert "going on behind step 2" in capsys.readouterr().out
     run(policy, "twice", *flags, "--steps", "5", "--resume", "--keep", "2")
     assert kill.result(Path("whole")) == kill.result(Path("twice"))
-    whole, twice = (state.load_state(Path(name) / "state")[0] for name in ("whole", "twice"))
+    (whole, totals), (twice, same) = (state.load_state(Path(name) / "state") for name in ("whole", "twice"))
+    assert totals.get("totals") == same.get("totals") and bool(totals.get("totals")) == ("--punish-cut" in flags)
     assert whole.keys() == twice.keys() and any(name.startswith("optimizer.") for name in whole)
     assert all(torch.equal(whole[name], twice[name]) for name in whole)
 
