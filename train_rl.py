@@ -11,7 +11,7 @@ A response cut by the token limit has the outcome -1; its last action, which is 
 (--punish-cut: -1, as in the released code). The share of cut responses is logged.
 
     python train_rl.py                                                          # out/sft -> out/rl
-    python train_rl.py --reward outcome --plain-outcome --lr 5e-7 --beta 0.05 --temperature 0.7 --prompts 64 --samples 4   # as in the paper
+    python train_rl.py --reward outcome --plain-outcome --lr 5e-7 --beta 0.05 --temperature 0.7 --prompts 64 --samples 4 --negative-weight 1 --average 0   # as in the paper
 """
 import argparse
 import copy

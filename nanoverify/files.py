@@ -142,7 +142,9 @@ def output_folder(path, resume: bool = False, overwrite: bool = False, need: int
             raise InputError(f"--out {shown}: {need / 1e9:.1f} GB are needed, {room / 1e9:.1f} GB are free")
         yield temporary
     except BaseException:
-        if not holds_state(temporary):
+        if resume and ended and not begun and not path.exists():
+            temporary.rename(path)  # a finished run that did not get further keeps its place
+        elif not holds_state(temporary):
             shutil.rmtree(temporary, ignore_errors=True)
         raise
     shutil.rmtree(path, ignore_errors=True)

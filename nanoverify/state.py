@@ -65,7 +65,9 @@ def save_state(folder: Path, step: int, tensors: dict[str, torch.Tensor], state:
         need = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         shutil.rmtree(temporary, ignore_errors=True)
         raise InputError(f"{target}: the state cannot be saved ({error}); it needs {need / 1e6:.0f} MB; make room, then go on with --resume")
-    for old in saved_steps(folder)[:-keep]:
+    states = saved_steps(folder)
+    later = states[states.index(target) + 1:]  # damaged ones, which the run did not go on from
+    for old in states[:states.index(target) + 1][:-keep] + later:
         shutil.rmtree(old, ignore_errors=True)
 
 

@@ -47,6 +47,13 @@ def test_states(tmp_path):
     assert tensors["model.w"].tolist() == [10.0] * 3 and found == {"step": 10, "note": "ä"}
 
 
+def test_a_damaged_newer_state_gives_way(tmp_path):
+    """Bug: a run that went on from an older state saves, and the save is removed in favour of the damaged one with a higher number."""
+    for step in (10, 20, 12):
+        write(tmp_path / "state", step, keep=2 if step == 20 else 1)
+    assert [path.name for path in state.saved_steps(tmp_path / "state")] == ["00000012"]
+
+
 def test_damage_is_named(tmp_path, capsys):
     """Bug: a cut or flipped file is read as a state, or ends in a traceback, or the state before it is not used."""
     rng = random.Random(0)
@@ -141,6 +148,7 @@ def test_other_runs_are_refused(policy, data, capsys):
     again = lambda *flags: refusal(lambda argv: run_sft(policy, "out", *argv), flags, capsys)
     assert "--overwrite" in again()
     assert "lr was 0.001, is 0.5" in again("--resume", "--lr", "0.5")
+    assert os.path.exists("out/model.safetensors") and not os.path.exists("out.part")  # the finished output stays where it was
     write_jsonl("data.jsonl", [GOOD] * 5)
     assert "data.jsonl was '" in again("--resume")
     run_sft(policy, "out", "--resume", "--allow-changes", "--steps", "3")
