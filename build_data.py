@@ -12,6 +12,7 @@ import argparse
 import collections
 import random
 import shutil
+from pathlib import Path
 
 from nanoverify.answers import extract
 from nanoverify.checkpoint import checkpoint_files, load_model
@@ -59,7 +60,7 @@ def main(argv=None):
     model, tokenizer = load(args)
     problems = train_problems(args, args.count)
     rng = random.Random(args.seed)
-    read = [*checkpoint_files(args.model), *(checkpoint_files(args.verifier_model) if args.verifier_model else ()), *(args.questions or ())]
+    read = [*checkpoint_files(args.model), *(checkpoint_files(args.verifier_model) if args.verifier_model else ())]
     with output_folder(args.out, args.resume, args.overwrite) as folder:
         same_run(folder / "state", identity(args, *read), args.allow_changes)
         # 1. answer each question K times; the rule marks them; the share of wrong ones is the difficulty
@@ -137,7 +138,7 @@ def main(argv=None):
         write_jsonl(folder / "samples.jsonl", (as_row(t, tokenizer) for row in answers for t in row))
         write_json(folder / "statistics.json", statistics)
         write_json(folder / "arguments.json", vars(args))
-        shutil.rmtree(folder / "state")  # all of it is in samples.jsonl and trajectories.jsonl now
+    shutil.rmtree(Path(args.out) / "state")  # all of it is in samples.jsonl and trajectories.jsonl now
     report(args, statistics)
 
 

@@ -118,7 +118,8 @@ def advantages_of(trajectories, kl, values, mask, totals, args, rng):
     width = mask.shape[1]
     if args.advantage == "gae":
         per_action = [[process * (args.reward != "outcome") + (outcome if last and args.reward != "process" else 0.0)
-                       for process, last in zip(row, [False] * (len(row) - 1) + [True])] for row, outcome in zip(actions, outcomes)]
+                       for process, last in zip([*row, *[0.0] * (len(t.actions) - len(row))], [False] * (len(t.actions) - 1) + [True])]
+                      for t, row, outcome in zip(trajectories, actions, outcomes)]  # behind a repeated answer: the outcome alone
         rewards = ppo.at_action_ends(per_action, trajectories, width) - args.beta * kl
         advantages, returns = ppo.gae(rewards, values, mask, args.gamma, args.lam)
         return ppo.whiten(advantages, mask), returns, (outcomes, actions)
@@ -204,7 +205,7 @@ def main(argv=None):
         torch.nn.init.zeros_(value_head.bias)
         groups.append({"params": value_head.parameters(), "lr": args.value_lr, "peak": args.value_lr})
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0, fused=True)
-    this_run = identity(args, *checkpoint_files(args.model), *(args.questions or ()))
+    this_run = identity(args, *checkpoint_files(args.model))
     print(f"{args.prompts} prompts x {args.samples} samples = {args.prompts * args.samples} responses per step, {args.minibatches * args.epochs} "
           f"optimizer steps each, {args.steps} steps, {len(problems)} training questions")
 

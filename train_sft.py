@@ -16,12 +16,11 @@ from nanoverify.checkpoint import checkpoint_files, load_model, save_model
 from nanoverify.evaluate import evaluate, metrics, report, table
 from nanoverify.files import InputError, output_folder, print_skipped, read_jsonl, refuse, run, write_json, write_jsonl
 from nanoverify.model import autocast
-from nanoverify.problems import SOLVE_PROMPT, Problem
 from nanoverify.scoring import kl_divergence, log_probs_and_entropy, micro_batches, pad
 from nanoverify.stage import (add_model_flags, add_output_flags, add_question_flags, add_training_flags, bad_lines, batch_of, clipped_step, earlier_evaluations,
                               load, positive, print_memory, save_evaluations, test_problems)
 from nanoverify.state import go_on, identity, save_step, signals, state_bytes
-from nanoverify.trajectory import as_row, loss_mask, parse
+from nanoverify.trajectory import as_row, training_ids
 
 
 def flags(argv):
@@ -49,13 +48,11 @@ def read_rows(args, tokenizer, context: int):
         if missing:
             refuse(f"{args.data}:{number}: no text in {missing[0]!r}", bad)
             continue
-        problem = Problem(row["id"], row["question"], row["answer"], str(row.get("family")), row.get("level"))
-        ids = tokenizer.encode(row["response"]) + [tokenizer.end_id]
-        prompt = tokenizer.prompt(SOLVE_PROMPT.format(question=problem.question))
+        prompt, ids, mask = training_ids(row, tokenizer)
         if len(prompt) + len(ids) > min(args.max_length, context):
             too_long += 1
             continue
-        rows.append((prompt, ids, loss_mask(parse(problem, ids, True, tokenizer)), number))
+        rows.append((prompt, ids, mask, number))
     print_skipped(bad)
     if not rows:
         raise InputError(f"{args.data}: no trajectory of at most {min(args.max_length, context)} tokens in it ({too_long} are longer)")

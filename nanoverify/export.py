@@ -16,9 +16,9 @@ import re
 from nanoverify import ppo
 from nanoverify.files import InputError, output_folder, read_jsonl, run, write_json, write_jsonl
 from nanoverify.problems import SOLVE_PROMPT, Problem
-from nanoverify.trajectory import loss_mask, parse
+from nanoverify.trajectory import parse, training_ids
 
-END = re.compile(r"(?:\s*<[|\w]+>)+\s*$")  # end tokens that an engine leaves in the text, such as <|im_end|> or </s>
+END = re.compile(r"(?:\s*<[|/\w]+>)+\s*$")  # end tokens that an engine leaves in the text, such as <|im_end|> or </s>
 
 
 class Characters:
@@ -81,10 +81,7 @@ def question_row(problem: Problem) -> dict:
 
 def sft_row(row: dict, tokenizer) -> dict:
     """A line of trajectories.jsonl as the ids and labels that train_sft.py trains on."""
-    problem = Problem(row["id"], row["question"], row["answer"], str(row.get("family")), row.get("level"))
-    prompt = tokenizer.prompt(SOLVE_PROMPT.format(question=problem.question))
-    ids = tokenizer.encode(row["response"]) + [tokenizer.end_id]
-    mask = loss_mask(parse(problem, ids, True, tokenizer))
+    prompt, ids, mask = training_ids(row, tokenizer)
     return {"input_ids": prompt + ids, "labels": [-100] * len(prompt) + [token if learned else -100 for token, learned in zip(ids, mask)]}
 
 

@@ -127,7 +127,7 @@ TICKETS = ("A show sells {n} tickets, some to adults for {p} and the rest to chi
 NAMES = ("Ann", "Bob", "Eva", "Tom", "Mia", "Sam")
 
 # name -> (numbers, wordings). Three, HELD_OUT, are for measuring transfer: the stages never train on them. The shipped policy was
-# pretrained to solve and check `shopping` and `both_sides`, the latter with little success; it has never met `tickets` in any form.
+# pretrained to solve and check `shopping` and `both_sides`, the latter with little success (it was moved here for that); it has never met `tickets` in any form.
 FAMILIES = {draw.__name__: (draw, wordings) for draw, wordings in WORDINGS.items()} | {"tickets": (stamps, TICKETS)}
 HELD_OUT = ("both_sides", "shopping", "tickets")
 TRAINED = tuple(name for name in FAMILIES if name not in HELD_OUT)

@@ -156,7 +156,8 @@ def state_bytes(model, keep: int) -> int:
 
 
 def identity(args, *files) -> dict:
-    """What makes two runs the same: their flags and the content of the files they read."""
+    """What makes two runs the same: their flags and the content of `files` and of the question files."""
+    files += (*(args.questions or ()), *(args.test_questions or ()))
     flags = {key: value for key, value in vars(args).items() if key not in FREE}
     return flags | {str(path): fingerprint(path) for path in files}
 

@@ -25,7 +25,7 @@ from bisect import bisect_left
 from dataclasses import asdict, dataclass
 
 from nanoverify.answers import extract, grade, verdict
-from nanoverify.problems import Problem
+from nanoverify.problems import SOLVE_PROMPT, Problem
 from nanoverify.verifier import VERDICTS, Verification
 
 RECHECK = "Wait, let me recheck my solution."
@@ -96,6 +96,13 @@ def loss_mask(trajectory: Trajectory) -> list[int]:
     """1 for each token that SFT learns: every verify and the last solve, not the wrong solves before it."""
     last = trajectory.solves[-1]
     return [int(action.kind == "verify" or action is last) for action in trajectory.actions for _ in range(action.start, action.stop)]
+
+
+def training_ids(row: dict, tokenizer) -> tuple[list[int], list[int], list[int]]:
+    """(prompt ids, response ids, loss mask) of a line of trajectories.jsonl; the spans are found anew from the text."""
+    problem = Problem(row["id"], row["question"], row["answer"], str(row.get("family")), row.get("level"))
+    ids = tokenizer.encode(row["response"]) + [tokenizer.end_id]
+    return tokenizer.prompt(SOLVE_PROMPT.format(question=problem.question)), ids, loss_mask(parse(problem, ids, True, tokenizer))
 
 
 # ---- composing for SFT ---------------------------------------------------------------------------------------------

@@ -72,6 +72,17 @@ def test_repeats():
         assert ppo.action_rewards(trajectory(*pairs), may_repeat=False) == ppo.action_rewards(trajectory(*pairs))
 
 
+def test_gae_pays_the_outcome_at_the_end():
+    """Bug: where rewards end at a repeated answer, that answer gets the outcome, or the success that follows is lost."""
+    actions = [Action("verify" if i % 2 else "solve", 2 * i, 2 * i + 2, "", answer, right=answer == "6", verdict=said) for i, (answer, said) in enumerate(
+        [("7", None), ("", False), ("7", None), ("", False), ("6", None), ("", True)])]
+    t, args = Trajectory(PROBLEM, list(range(12)), True, actions), settings(reward="outcome", advantage="gae", may_repeat=False, lam=1.0)
+    for i in (1, 3, 5):
+        actions[i].right = actions[i - 1].right
+    returns = train_rl.advantages_of([t], torch.zeros(1, 12), torch.zeros(1, 12), torch.ones(1, 12), {}, args, random.Random(0))[1]
+    assert returns.tolist() == [[1.0] * 12]
+
+
 def test_out_of_turn():
     """Bug: verifying the same wrong answer again earns +1 each time: RL stops trying, and pads its responses with checks."""
     def trajectory(*actions):
