@@ -11,11 +11,10 @@ A response cut by the token limit has the outcome -1; its last action, which is 
 (--punish-cut: -1, as in the released code). The share of cut responses is logged.
 
     python train_rl.py                                                          # out/sft -> out/rl
-    python train_rl.py --reward outcome --plain-outcome --lr 5e-7 --beta 0.05 --temperature 0.7 --prompts 64 --samples 4 --negative-weight 1 --average 0   # as in the paper
+    python train_rl.py --plain-outcome --lr 5e-7 --beta 0.05 --temperature 0.7 --samples 4 --average 0   # as in the paper
 """
 import argparse
 import copy
-import math
 import random
 import time
 
@@ -41,15 +40,15 @@ def flags(argv):
     add_model_flags(parser, default="out/sft")
     add_question_flags(parser)
     group = parser.add_argument_group("rollout")
-    group.add_argument("--steps", type=positive, default=16, help="rollouts (default: %(default)s)")
-    group.add_argument("--prompts", type=positive, default=32, metavar="P", help="questions per step; paper: 64 (default: %(default)s)")
+    group.add_argument("--steps", type=positive, default=40, help="rollouts (default: %(default)s)")
+    group.add_argument("--prompts", type=positive, default=64, metavar="P", help="questions per step, as in the paper (default: %(default)s)")
     group.add_argument("--samples", type=int, default=8, metavar="M", help="responses per question; paper: 4 (default: %(default)s)")
-    group.add_argument("--temperature", type=float, default=0.7, help="of rollouts and log-probs; paper: 0.7 (default: %(default)s)")
+    group.add_argument("--temperature", type=float, default=1.0, help="of rollouts and log-probs; paper: 0.7 (default: %(default)s)")
     group.add_argument("--count", type=positive, default=6000, help="training questions to draw from (default: %(default)s)")
     group.add_argument("--filter", type=positive, default=0, metavar="N",
                        help="answer each question N times first and drop those always or never solved; 0: keep all (default: %(default)s)")
     group = parser.add_argument_group("reward and advantage")
-    group.add_argument("--reward", choices=("outcome", "process", "both"), default="both", help="default: %(default)s")
+    group.add_argument("--reward", choices=("outcome", "process", "both"), default="outcome", help="default: %(default)s")
     group.add_argument("--advantage", choices=("group", "gae"), default="group",
                        help="group: leave-one-out and reward contexts; gae: value head (default: %(default)s)")
     group.add_argument("--min-count", type=positive, default=1, help="a reward context seen less often has baseline 0; released code: 10 (default: %(default)s)")
@@ -58,13 +57,12 @@ def flags(argv):
     group.add_argument("--gamma", type=float, default=1.0, help="discount per token, gae only (default: %(default)s)")
     group.add_argument("--lam", type=float, default=0.95, help="lambda, gae only (default: %(default)s)")
     group.add_argument("--plain-outcome", action="store_true", help="outcome advantages as in the paper, not centred in each reward context")
-    group.add_argument("--negative-weight", type=float, default=0.5, help="of negative advantages, not with gae; paper: 1 (default: %(default)s)")
     group.add_argument("--punish-cut", action="store_true", help="process reward -1 for an action cut by the token limit, instead of none; gae always does")
     group.add_argument("--may-give-up", action="store_true", help="process reward +1 as in the paper, not -1, for a right 'incorrect' that ends the response")
     group.add_argument("--may-repeat", action="store_true", help="process rewards behind a repeated rejected answer, too, as in the paper")
     group.add_argument("--shuffle-rewards", action="store_true", help="control: responses get each other's rewards; nothing may rise")
     group = parser.add_argument_group("update")
-    group.add_argument("--lr", type=float, default=1.5e-4, help="constant after 5 steps of warm-up; paper: 5e-7 (default: %(default)s)")
+    group.add_argument("--lr", type=float, default=3e-4, help="constant after 5 steps of warm-up; paper: 5e-7 (default: %(default)s)")
     group.add_argument("--value-lr", type=float, default=3e-3, help="of the value head (default: %(default)s)")
     group.add_argument("--minibatches", type=positive, default=2, help="optimizer steps per pass over a rollout (default: %(default)s)")
     group.add_argument("--average", type=float, default=0.9, help="the result is the moving average of the weights over steps, with this decay; 0: the last weights (default: %(default)s)")
@@ -133,7 +131,7 @@ def advantages_of(trajectories, kl, values, mask, totals, args, rng):
             advantages = advantages + ppo.spread(per_action, trajectories, width)
     if args.reward in ("process", "both"):
         advantages = advantages + ppo.spread(ppo.context_advantages(actions, totals, args.min_count, args.decay), trajectories, width)
-    return ppo.damp_negative(advantages, args.negative_weight) * mask, None, (outcomes, actions)
+    return advantages * mask, None, (outcomes, actions)
 
 
 def rollout_rows(trajectories, rewards, kl, advantages, args, tokenizer):
@@ -157,7 +155,7 @@ def rollout_rows(trajectories, rewards, kl, advantages, args, tokenizer):
 
 def update(model, value_head, optimizer, tokenizer, prompts, trajectories, advantages, old, returns, args, rng, where):
     """Several optimizer steps on one rollout, each over a fresh part of it. -> vital signs."""
-    signs = {"approx_kl": 0.0, "clipped_low": 0, "clipped_high": 0, "ratio_min": math.inf, "ratio_max": 0.0, "value_loss": 0.0, "grad_norm": 0.0}
+    signs = {"approx_kl": 0.0, "clipped_low": 0, "clipped_high": 0, "ratio_min": 1.0, "ratio_max": 1.0, "value_loss": 0.0, "grad_norm": 0.0}
     tokens = steps = 0
     for _ in range(args.epochs):
         order = rng.sample(range(len(trajectories)), len(trajectories))
@@ -165,6 +163,8 @@ def update(model, value_head, optimizer, tokenizer, prompts, trajectories, advan
         for start in range(0, len(order), size):
             batch = order[start: start + size]
             count = sum(len(trajectories[i].ids) for i in batch)  # all losses are means over the tokens of the optimizer step
+            if not value_head:
+                batch = [i for i in batch if advantages[i].any()]  # the others have no gradient
             for part in micro_batches([len(prompts[i]) + len(trajectories[i].ids) for i in batch], args.micro_tokens):
                 part = [batch[i] for i in part]
                 new, _, values = forward(model, tokenizer, [prompts[i] for i in part], [trajectories[i] for i in part], args, value_head)
@@ -180,8 +180,8 @@ def update(model, value_head, optimizer, tokenizer, prompts, trajectories, advan
                 signs["ratio_min"] = min(signs["ratio_min"], found["ratio_min"])
                 signs["ratio_max"] = max(signs["ratio_max"], found["ratio_max"])
             signs["grad_norm"] += clipped_step(model, optimizer, f"{where}, questions {sorted({trajectories[i].problem.id for i in batch})}")
-            tokens, steps = tokens + count, steps + 1
-    per_token = {key: signs[key] / tokens for key in ("approx_kl", "clipped_low", "clipped_high", "value_loss")}
+            tokens, steps = tokens + sum(len(trajectories[i].ids) for i in batch), steps + 1
+    per_token = {key: signs[key] / max(tokens, 1) for key in ("approx_kl", "clipped_low", "clipped_high", "value_loss")}
     return {**signs, **per_token, "grad_norm": signs["grad_norm"] / steps}
 
 

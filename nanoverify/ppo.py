@@ -86,20 +86,15 @@ def centre_by_context(values: list[float], responses: list[list[float]], lengths
     responses: action rewards; lengths: the number of actions, which a cut response has one more of than rewards. A context
     is known before its action, so this is a baseline. Without it all late tokens get negative outcome advantages, since only
     failing responses are long; on tokens that are nearly certain, Adam turns that into noise, and good checks are unlearned.
+    A value of exactly 0 says that all responses to the question got the same reward: they teach nothing, stay 0 and count nowhere.
     """
     keys = [contexts([*rewards, 0.0])[:length] for rewards, length in zip(responses, lengths)]
     groups = {}
     for value, row in zip(values, keys):
-        for context in row:
+        for context in row if value else ():
             groups.setdefault(context, []).append(value)
     means = {context: sum(found) / len(found) for context, found in groups.items()}
-    return [[value - means[context] for context in row] for value, row in zip(values, keys)]
-
-
-def damp_negative(advantages, weight: float):
-    """Negative advantages times `weight`. Pushing a sampled token down says nothing about what should stand there instead; of a token
-    that is nearly certain it takes away more and more, so noise alone raises the entropy of a small model until its checks decay."""
-    return torch.where(advantages < 0, weight * advantages, advantages)
+    return [[value - means[context] if value else 0.0 for context in row] for value, row in zip(values, keys)]
 
 
 def spread(per_action: list[list[float]], trajectories: list[Trajectory], width: int):

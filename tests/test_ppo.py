@@ -45,13 +45,6 @@ def test_rewards():
     assert ppo.action_rewards(made("-++", finished=False)) == [-1, 1, -1]
 
 
-def test_negative_advantages_are_damped():
-    """Bug: positive advantages are damped as well, or the weight is not used."""
-    assert ppo.damp_negative(torch.tensor([-2.0, 0.0, 3.0]), 0.25).tolist() == [-0.5, 0.0, 3.0]
-    found = train_rl.advantages_of([made("++"), made("--")], torch.zeros(2, 4), None, torch.ones(2, 4), {}, settings(negative_weight=0.0), random.Random(0))[0]
-    assert (found[0] > 0).all() and (found[1] == 0).all()
-
-
 def test_giving_up():
     """Bug: RL learns to stop behind "incorrect": a right verdict, +1, and no risk of another wrong answer."""
     assert ppo.action_rewards(FOUR[3], may_give_up=False) == [1, -1, -1, -1]
@@ -136,6 +129,8 @@ def test_centred_by_context():
     found = ppo.centre_by_context(values, rewards, [2, 3, 3])  # the last response was cut in its third action
     assert found == [[2, 0], [-1, 0, 0], [-1, 0, 0]]
     assert ppo.centre_by_context([1.0, -2.0], [[-1.0, 1.0], [-1.0, 1.0]], [2, 2]) == [[1.5, 1.5], [-1.5, -1.5]]
+    # the last two answer a question that is always solved: they learn nothing, and the others are centred without them
+    assert ppo.centre_by_context([1.0, -2.0, 0.0, 0.0], [[-1.0, 1.0]] * 4, [2] * 4) == [[1.5, 1.5], [-1.5, -1.5], [0, 0], [0, 0]]
 
 
 def test_leave_one_out():
@@ -292,7 +287,7 @@ def test_value_loss():
 def settings(**changes):
     """Fields of train_rl's arguments that its steps use."""
     return SimpleNamespace(**{**dict(device="cpu", micro_tokens=8192, temperature=0.8, clip_low=0.2, clip_high=0.2, dual_clip=3.0, minibatches=1, epochs=1,
-                                     reward="both", advantage="group", min_count=1, decay=1.0, beta=0.0, gamma=1.0, lam=0.95, shuffle_rewards=False, punish_cut=True, may_give_up=True, may_repeat=True, negative_weight=1.0, plain_outcome=True,
+                                     reward="both", advantage="group", min_count=1, decay=1.0, beta=0.0, gamma=1.0, lam=0.95, shuffle_rewards=False, punish_cut=True, may_give_up=True, may_repeat=True, plain_outcome=True,
                                      samples=2), **changes})
 
 
@@ -380,6 +375,20 @@ def test_an_update_moves_the_log_probs_as_the_advantages_say(A, seed, fp32):
     r.update()
     change = ((r.score() - r.old)[0] * r.mask).sum(1)
     assert (A * change[chosen[:, 0] > 0]).sum() > 0 and (A * change[chosen[:, 0] > 0]).min() > 0
+
+
+def test_responses_without_advantage_cost_nothing_and_change_nothing(fp32, monkeypatch):
+    """Bug: leaving them out changes the gradient's denominator, or a rollout in which all are left out fails."""
+    gradient, seen, forward = {}, [], train_rl.forward
+    monkeypatch.setattr(train_rl, "forward", lambda model, tokenizer, prompts, trajectories, *rest: seen.append(
+        len(trajectories)) or forward(model, tokenizer, prompts, trajectories, *rest))
+    for tiny in (0.0, 1e-30):  # 1e-30 is not left out and has no gradient to speak of
+        r = Rollout(0.1, settings(), advantages=torch.tensor([1.0, -1, 1, -1, tiny, tiny, tiny, tiny])[:, None])
+        seen.clear()
+        gradient[tiny] = r.update()["grad_norm"]
+        assert sum(seen) == (4 if tiny == 0 else 8)
+    assert gradient[0.0] == pytest.approx(gradient[1e-30], rel=1e-5)
+    assert Rollout(0.1, settings(), advantages=torch.zeros(8, 1)).update()["grad_norm"] == 0
 
 
 def test_gradient_does_not_depend_on_the_micro_batch(fp32):
