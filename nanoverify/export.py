@@ -4,7 +4,9 @@
 
 questions.jsonl   one file for TRL (prompt, answer), verl (prompt, reward_model, data_source) and OpenRLHF (--input_key prompt
                   --label_key answer --apply_chat_template)
-sft.jsonl         trajectories as token ids with their loss mask: input_ids, labels (-100 where nothing is learned)
+sft.jsonl         trajectories as token ids with their loss mask: input_ids, labels (-100 where nothing is learned); for TRL and
+                  transformers alone. The SFT of verl 0.9.1 and OpenRLHF 0.11.2 takes messages or text and learns every token of
+                  the assistant, wrong solutions too: do SFT here or with TRL and give them the checkpoint
 
 Rewards, by engine: TRL calls `outcome_rewards` and `process_rewards`, verl `compute_score`, OpenRLHF `reward_func`. All of them
 take ONE number per response. The outcome reward carries over whole. Of the process reward only its mean over the actions
@@ -65,10 +67,15 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None) -> d
     return {"score": outcome + process, "outcome": outcome, "process": process}
 
 
+def response_in(query: str, prompt: str) -> str:
+    """What stands behind the prompt in `query`. OpenRLHF cuts a prompt that is too long at its front: then only its end stands there."""
+    return next(query[len(prompt) - cut:] for cut in range(len(prompt) + 1) if query.startswith(prompt[cut:]))
+
+
 def reward_func(queries, prompts, labels, **others) -> dict:
     """For OpenRLHF's --reward.remote_url FILE.py. A query is the prompt and the response behind it."""
     import torch
-    pairs = [(query[len(prompt):], gold) for query, prompt, gold in zip(queries, prompts, labels)]
+    pairs = [(response_in(query, prompt), gold) for query, prompt, gold in zip(queries, prompts, labels)]
     outcome, process = (torch.tensor([reward(*pair) for pair in pairs]) for reward in (outcome_reward, process_reward))
     return {"rewards": outcome + process, "scores": (outcome + 1) / 2, "extra_logs": {"outcome": outcome, "process": process}}
 
@@ -91,12 +98,13 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="out/data/trajectories.jsonl", metavar="FILE", help="from stage 0 (default: %(default)s)")
     parser.add_argument("--out", default="handover", help="folder (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier output")
     parser.add_argument("--count", type=positive, default=6000, help="questions (default: %(default)s)")
     add_model_flags(parser)
     add_question_flags(parser)
     args = parser.parse_args(argv)
     tokenizer = Tokenizer.load(args.model)
-    with output_folder(args.out, overwrite=True) as folder:
+    with output_folder(args.out, overwrite=args.overwrite) as folder:
         rows = []
         for number, row in read_jsonl(args.data):
             if not all(isinstance(row.get(key), str) for key in ("id", "question", "answer", "response")):

@@ -6,7 +6,7 @@ import torch
 
 import train_sft
 from nanoverify import export, ppo
-from nanoverify.files import read_jsonl, write_jsonl
+from nanoverify.files import InputError, read_jsonl, write_jsonl
 from nanoverify.problems import Problem
 from nanoverify.stage import POLICY
 from nanoverify.tokenizer import Tokenizer
@@ -46,6 +46,15 @@ def test_engines_forms():
     assert torch.allclose(found["rewards"], torch.tensor(outcomes) + torch.tensor(processes)) and found["scores"].tolist() == [1, 1, 0, 0, 0]
 
 
+@pytest.mark.parametrize("seen", ["<|user|>Add 5, 1.<|assistant|>", "1.<|assistant|>", ""])
+def test_a_cut_prompt_takes_nothing_from_the_response(seen):
+    """Bug: OpenRLHF cut the front of a long prompt, and as many characters are missing from the response, with its answer."""
+    texts = list(RESPONSES)
+    found = export.reward_func([seen + text + "<|end|>" for text in texts], ["<|user|>Add 5, 1.<|assistant|>"] * len(texts), ["6"] * len(texts))
+    assert found["extra_logs"]["outcome"].tolist() == [outcome for outcome, _ in RESPONSES.values()]
+    assert found["extra_logs"]["process"].tolist() == [sum(actions) / len(actions) for _, actions in RESPONSES.values()]
+
+
 def test_exported_files(tmp_path, monkeypatch):
     """Bug: an exported row trains other tokens than train_sft.py, or a question lacks its gold answer where an engine looks for it."""
     monkeypatch.chdir(tmp_path)
@@ -63,3 +72,8 @@ def test_exported_files(tmp_path, monkeypatch):
     assert len(questions) == 3
     for question in questions:
         assert question["answer"] == question["reward_model"]["ground_truth"] and question["prompt"][0]["role"] == "user"
+    with pytest.raises(InputError, match="--overwrite"):
+        export.main(["--data", "t.jsonl", "--count", "2", "--device", "cpu"])
+    assert len(list(read_jsonl("handover/questions.jsonl"))) == 3  # an earlier output is left alone until it is asked for
+    export.main(["--data", "t.jsonl", "--count", "2", "--device", "cpu", "--overwrite"])
+    assert len(list(read_jsonl("handover/questions.jsonl"))) == 2
