@@ -5,7 +5,9 @@ tensor into a module built without memory, so there is never a second copy. What
 
 Limits: safetensors only, since pickle files can run code; bf16, fp16 and fp32 only, no quantized weights. A saved model is one file.
 """
+import collections
 import dataclasses
+import math
 import re
 import shutil
 from pathlib import Path
@@ -15,9 +17,10 @@ import torch.nn as nn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from nanoverify.files import InputError, read_json, write_json
+from nanoverify.files import InputError, read_json, write_json, writing
 from nanoverify.model import Config, Transformer, rope_frequencies
 
+LARGEST, DEEPEST = 10 ** 7, 1000  # far above any model: sizes beyond them overflow, or take hours to refuse
 DTYPES = ("F32", "F16", "BF16")  # as safetensors spells them
 CARRIED = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json",
            "added_tokens.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json")
@@ -47,13 +50,22 @@ def load_config(folder) -> Config:
         config = Config.from_dict(read_json(path))
         for field in dataclasses.fields(config):
             value = getattr(config, field.name)
-            if field.type is int and not (isinstance(value, int) and value > 0):
-                raise ValueError(f"{field.name}={value!r} must be a positive integer")
+            limit = DEEPEST if field.name == "num_hidden_layers" else LARGEST
+            if field.type is int and not (type(value) is int and 0 < value <= limit):
+                raise ValueError(f"{field.name}={value!r:.40} must be a positive integer, at most {limit}")
+            if field.type is float and not (isinstance(value, (int, float)) and 0 < value < math.inf):
+                raise ValueError(f"{field.name}={value!r:.40} must be a positive number")
+            if field.type is bool and not isinstance(value, bool):
+                raise ValueError(f"{field.name}={value!r:.40} must be true or false")
         if config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
             raise ValueError("num_attention_heads must be a multiple of num_key_value_heads, and head_dim even")
+        if config.num_attention_heads * config.head_dim > LARGEST:
+            raise ValueError(f"num_attention_heads x head_dim must be at most {LARGEST}")
+        if not rope_frequencies(config).isfinite().all():
+            raise ValueError("rope_scaling or rope_parameters give angles that are not finite")
         return config
-    except (ValueError, TypeError, ArithmeticError, AttributeError) as error:
-        raise InputError(f"{path}: {error}")
+    except (ValueError, TypeError, KeyError, ArithmeticError, AttributeError, RuntimeError) as error:
+        raise InputError(f"{path}: {f'field {error} is missing' if isinstance(error, KeyError) else error}")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -75,8 +87,15 @@ def weight_files(folder: Path) -> list[Path]:
     root = (folder.parents[1] if folder.parent.name == "snapshots" else folder).resolve()
     files = []
     for name in sorted(set(names.values())):
-        if not (folder / name).resolve().is_relative_to(root):
+        try:
+            inside = (folder / name).resolve().is_relative_to(root)
+            usable = (folder / name).suffix == ".safetensors"
+        except (ValueError, OSError, RuntimeError) as error:  # a null byte, too long, a link to itself
+            raise InputError(f"{index}: {name!r:.80} is no file name: {error!r:.80}")
+        if not inside:
             raise InputError(f"{index}: {name!r} points outside the folder")
+        if not usable:
+            raise InputError(f"{index}: {name!r:.80} is no safetensors file")
         files.append(folder / name)
     return files
 
@@ -105,12 +124,15 @@ def load_model(folder, device="cpu", dtype=torch.float32) -> Transformer:
         raise InputError(f"{folder / 'config.json'}: no model can be built from it: {type(error).__name__}: {error}")
     wanted = {name: list(parameter.shape) for name, parameter in model.named_parameters()}  # a tied lm_head is not listed
     files = [open_weights(path) for path in weight_files(folder)]
-    found = {name: file for file in files for name in file.keys()
-             if not name.endswith("rotary_emb.inv_freq")}  # a constant that old Llama files carry
+    listed = [(name, file) for file in files for name in file.keys()
+              if not name.endswith("rotary_emb.inv_freq")]  # a constant that old Llama files carry
+    found = dict(listed)
+    twice = sorted(name for name, count in collections.Counter(name for name, _ in listed).items() if count > 1)
     head = found.pop("lm_head.weight", None) if config.tie_word_embeddings else None
 
     problems = [f"{name} missing" for name in wanted if name not in found]
     problems += [f"{name} unexpected" for name in found if name not in wanted]
+    problems += [f"{name} twice, in two files" for name in twice]
     for name in wanted.keys() & found.keys():
         part = found[name].get_slice(name)
         if part.get_shape() != wanted[name]:
@@ -124,6 +146,8 @@ def load_model(folder, device="cpu", dtype=torch.float32) -> Transformer:
     for name, file in found.items():
         # copy: a tensor still mapped to its file would break when the file is replaced
         tensor = file.get_tensor(name).to(device=device, dtype=dtype, copy=True)
+        if not tensor.isfinite().all():
+            raise InputError(f"{folder}: tensor {name} holds NaN or infinity; the weights are damaged")
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor))
     if config.tie_word_embeddings:
@@ -143,7 +167,12 @@ def save_model(model: Transformer, folder, source, dtype=None):
     raw[next((field for field in ("dtype", "torch_dtype") if field in raw), "torch_dtype")] = str(dtype).removeprefix("torch.")
     write_json(folder / "config.json", raw)
     weights = {name: parameter.detach().to("cpu", dtype).contiguous() for name, parameter in model.named_parameters()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    try:
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        need = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+        raise InputError(f"{folder / 'model.safetensors'}: cannot be written ({error}); it needs {need / 1e6:.0f} MB; make room")
     for name in CARRIED:
         if (source / name).exists():
-            shutil.copyfile(source / name, folder / name)
+            with writing(folder / name, (source / name).stat().st_size):
+                shutil.copyfile(source / name, folder / name)

@@ -110,6 +110,8 @@ def main(argv=None):
             if not all(isinstance(row.get(key), str) for key in ("id", "question", "answer", "response")):
                 raise InputError(f"{args.data}:{number}: no text in id, question, answer or response")
             rows.append(sft_row(row, tokenizer))
+        if not rows:
+            raise InputError(f"{args.data}: no trajectory in it")
         questions = train_problems(args, args.count)
         write_jsonl(folder / "sft.jsonl", rows)
         write_jsonl(folder / "questions.jsonl", map(question_row, questions))

@@ -2,9 +2,15 @@
 import contextlib
 import json
 import math
+import os
 import shutil
 import sys
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 class InputError(Exception):
@@ -19,7 +25,8 @@ def run(main):
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # parts of a message come from files: a chat template can raise any text, with line ends and codes for the terminal
+        print("error: " + "".join(c if c.isprintable() else " " for c in str(error)), file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU has no class of its own
         if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
@@ -35,15 +42,27 @@ def read_json(path) -> dict:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON: {error}")
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content
 
 
+@contextlib.contextmanager
+def writing(path, size: int = 0, then: str = "make room"):
+    """A disk that is full or fails while `path` is written, `size` bytes as far as they are known, becomes an InputError."""
+    try:
+        yield
+    except OSError as error:
+        need = f"; it needs {size / 1e6:.2f} MB" if size else ""
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}{need}; {then}")
+
+
 def write_json(path, content: dict):
-    Path(path).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    with writing(path, len(text)):
+        Path(path).write_text(text, encoding="utf-8")
 
 
 def json_line(record: dict) -> str:
@@ -90,11 +109,7 @@ def read_jsonl(path, growing: bool = False, bad: list | None = None):
 
 def write_jsonl(path, rows):
     """rows: dicts, one line each."""
-    try:
-        file = open(path, "w", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}")
-    with file:
+    with writing(path), open(path, "w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -102,6 +117,27 @@ def write_jsonl(path, rows):
 def holds_state(folder: Path) -> bool:
     """Is there work of a run in it that can be taken up? run.json alone only says which run began."""
     return any(path.name != "run.json" for path in (folder / "state").glob("*"))
+
+
+@contextlib.contextmanager
+def locked(folder: Path, shown):
+    """Nobody else works in `folder` while the block runs. The system's lock on the folder itself leaves nothing on disk and ends
+    with the process, however that ends. No lock where there is no such folder, or where the system or its disk knows none."""
+    handle = None
+    try:
+        if fcntl and folder.is_dir():
+            handle = os.open(folder, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise InputError(f"--out {shown}.part: another run works in it; wait for its end or choose another --out")
+    except OSError:
+        pass
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 @contextlib.contextmanager
@@ -120,6 +156,8 @@ def output_folder(path, resume: bool = False, overwrite: bool = False, need: int
         raise InputError(f"--out {path}: holds other files; choose a folder that is new, empty or an earlier output")
     shown, path = path, path.resolve()  # a link to a folder is followed
     temporary = path.with_name(path.name + ".part")
+    with locked(temporary, shown):
+        pass  # before anything of a running one is removed
     begun, ended = holds_state(temporary), holds_state(path)
     if resume and not begun and not ended:
         if occupied:
@@ -138,14 +176,16 @@ def output_folder(path, resume: bool = False, overwrite: bool = False, need: int
     except OSError as error:
         raise InputError(f"--out {shown}: cannot be written: {error.strerror}")
     try:
-        if room < need:
-            raise InputError(f"--out {shown}: {need / 1e9:.1f} GB are needed, {room / 1e9:.1f} GB are free")
-        yield temporary
+        with locked(temporary, shown):
+            if room < need:
+                raise InputError(f"--out {shown}: {need / 1e9:.1f} GB are needed, {room / 1e9:.1f} GB are free")
+            yield temporary
     except BaseException:
         if resume and ended and not begun and not path.exists():
             temporary.rename(path)  # a finished run that did not get further keeps its place
         elif not holds_state(temporary):
             shutil.rmtree(temporary, ignore_errors=True)
         raise
-    shutil.rmtree(path, ignore_errors=True)
-    temporary.rename(path)
+    with writing(path, then=f"the finished output is in {temporary}"):
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)

@@ -45,8 +45,9 @@ class Config:
     @classmethod
     def from_dict(cls, raw: dict) -> "Config":
         """Read the content of a config.json. ValueError: an architecture or a setting that is not supported."""
-        architecture = (raw.get("architectures") or [None])[0]
-        if architecture not in SUPPORTED:
+        names = raw.get("architectures") or [None]
+        architecture = names[0] if isinstance(names, list) else names
+        if not isinstance(architecture, str) or architecture not in SUPPORTED:
             raise ValueError(f"architecture {architecture!r} is not supported; supported are {', '.join(SUPPORTED)}")
         # transformers 5 writes rope_parameters, transformers 4 wrote rope_theta and rope_scaling
         rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})

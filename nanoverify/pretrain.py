@@ -7,26 +7,27 @@ the answers to choose from. A check is written out step by step; one that fails 
 Some questions to solve carry notes, other people's wrong answers and the checks that refute them. The policy never sees a
 second attempt of its own, nor an answer, its check and another answer in one response: that is left to the three stages.
 
-    python -m nanoverify.pretrain --out nanoverify/policy      # the recipe that made the shipped policy; 34 minutes on one core
+    python -m nanoverify.pretrain --out nanoverify/policy --overwrite      # the recipe that made the shipped policy; 34 minutes on one core
 """
 import argparse
 import json
 import random
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
-from nanoverify.files import output_folder, run, write_json
+from nanoverify.files import InputError, output_folder, run, write_json
 from nanoverify.model import Config, Transformer
 from nanoverify import problems
 from nanoverify.problems import LEVELS, NAMES, SOLVE_PROMPT, choices, puzzle
 from nanoverify.verifier import VERDICTS, VERIFY_PROMPTS
 
 FAMILIES = tuple(family for family in problems.FAMILIES if family != "tickets")
-CHOICES = {1: 2, 2: 3, 3: 3, 4: 4, 5: 4}  # by level; up to one more than the questions of the three stages have
+CHOICES = {1: 2, 2: 3, 3: 3, 4: 4, 5: 4}  # by level; one or two more than the questions of the three stages have, from level 2 on
 SPECIAL = ("<|pad|>", "<|user|>", "<|assistant|>", "<|end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
@@ -246,6 +247,7 @@ def batches(tokenizer, rng, rows: int, tokens: int, drills: float, notes: int):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True, help="folder of the checkpoint")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier output")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=5500, help="optimizer steps")
     parser.add_argument("--tokens-per-step", type=int, default=4096)
@@ -254,6 +256,9 @@ def main(argv=None):
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--save-every", type=int, default=1000, help="steps between saves")
     args = parser.parse_args(argv)
+    out = Path(args.out)
+    if not args.overwrite and out.is_dir() and any(out.iterdir()):  # later each save replaces the one before
+        raise InputError(f"--out {out}: exists; --overwrite replaces it")
 
     torch.manual_seed(args.seed)
     rng = random.Random(args.seed)

@@ -9,6 +9,7 @@ its numbers, so two wordings of the same puzzle never end up on different sides.
     Problem(id='...', question='... What is the number? Choose from 4, 5, 6, 8.', answer='6', family='linear', level=...)
 """
 import hashlib
+import math
 import random
 import re
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ SOLVE_PROMPT = '{question}\nThink step by step and end with "The answer is ...".
 
 UNKNOWN = {1: (2, 5), 2: (2, 6), 3: (2, 8), 4: (2, 9), 5: (2, 9)}  # the unknown x
 SMALL = {1: (1, 12), 2: (1, 25), 3: (1, 50), 4: (5, 75), 5: (10, 99)}  # what is added or taken away
-CHOICES = {1: 2, 2: 2, 3: 3, 4: 3, 5: 3}  # how many answers there are to choose from
+CHOICES = {1: 2, 2: 2, 3: 2, 4: 2, 5: 3}  # how many answers there are to choose from
 
 
 def linear(rng, level, x):
@@ -199,7 +200,7 @@ def read_problems(paths, bad: list | None = None) -> list[Problem]:
             if not isinstance(question, str) or not question.strip():
                 refuse(f"{where}: no text in 'question' (or 'problem')", bad)
                 continue
-            if isinstance(gold, bool) or not isinstance(gold, (str, int, float)):
+            if isinstance(gold, bool) or not isinstance(gold, (str, int, float)) or isinstance(gold, float) and not math.isfinite(gold):
                 refuse(f"{where}: 'answer' (or 'solution') is missing or no text", bad)
                 continue
             gold = str(gold).strip()

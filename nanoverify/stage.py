@@ -143,7 +143,10 @@ def earlier_evaluations(args) -> dict[str, dict]:
     """{"base": report, ...} that the stage before saved beside --model; {} if there is none or it asked something else."""
     path = Path(args.model) / "evaluation.json"
     saved = read_json(path) if path.exists() else {}
-    return saved["columns"] if saved.get("asked") == asked(args) else {}
+    columns = saved.get("columns")
+    if saved and not (isinstance(columns, dict) and all(isinstance(column, dict) for column in columns.values())):
+        raise InputError(f"{path}: holds no columns; remove it, then the model is evaluated anew")
+    return columns if saved.get("asked") == asked(args) else {}
 
 
 def save_evaluations(folder, columns: dict, args):

@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from nanoverify.files import InputError, json_line, read_json, write_json
+from nanoverify.files import InputError, json_line, read_json, write_json, writing
 
 FREE = ("out", "resume", "steps", "save_every", "keep", "overwrite", "allow_changes")  # flags that may differ when a run goes on
 
@@ -61,7 +61,7 @@ def save_state(folder: Path, step: int, tensors: dict[str, torch.Tensor], state:
         shutil.rmtree(target, ignore_errors=True)  # a damaged one of the same step
         temporary.rename(target)
         sync(folder)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, InputError) as error:
         need = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         shutil.rmtree(temporary, ignore_errors=True)
         raise InputError(f"{target}: the state cannot be saved ({error}); it needs {need / 1e6:.0f} MB; make room, then go on with --resume")
@@ -124,13 +124,23 @@ def go_on(folder: Path, run: dict, args, model, optimizer, value_head=None) -> d
     """
     found = load_state(folder / "state")
     if not found:
-        (folder / "metrics.jsonl").write_bytes(b"")
+        with writing(folder / "metrics.jsonl"):
+            (folder / "metrics.jsonl").write_bytes(b"")
         return {"step": 0}
     tensors, state = found
     print(f"going on behind step {state['step']}")
     refuse_changes(state["run"], run, args.allow_changes)
-    restore(tensors, model, optimizer, value_head)
-    os.truncate(folder / "metrics.jsonl", state["metrics_bytes"])
+    log = folder / "metrics.jsonl"
+    lines = log.read_bytes()[:state["metrics_bytes"]] if log.exists() else b""
+    if len(lines) < state["metrics_bytes"] and not args.allow_changes:
+        raise InputError(f"{log}: is missing or was cut since the state was saved; put it back (--allow-changes goes on without those lines)")
+    try:
+        restore(tensors, model, optimizer, value_head)
+    except (KeyError, ValueError, RuntimeError) as error:  # --allow-changes with another model or --advantage
+        raise InputError(f"{folder / 'state'}: its tensors do not fit this model: {error}")
+    with writing(log):
+        log.touch()
+        os.truncate(log, lines.rfind(b"\n") + 1)
     average = [tensors[f"average.{number}"] for number in range(sum(name.startswith("average.") for name in tensors))]
     return {**state, "average": [mean.to(parameter.device) for mean, parameter in zip(average, model.parameters())]}
 
@@ -138,13 +148,15 @@ def go_on(folder: Path, run: dict, args, model, optimizer, value_head=None) -> d
 def save_step(folder: Path, line: dict, last: int, state: dict, args, caught: list, model, optimizer, value_head=None, average=()):
     """Append the line of a step to metrics.jsonl. Every --save-every steps, at step `last` and after a signal save the state;
     after a signal end the process, with exit code 128 + its number (130 for Ctrl-C, 143 for SIGTERM)."""
-    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as log:
-        log.write(json_line(line))
+    text, path, then = json_line(line), folder / "metrics.jsonl", "make room, then go on with --resume"
+    with writing(path, len(text), then), open(path, "a", encoding="utf-8") as log:
+        log.write(text)
     if line["step"] % args.save_every == 0 or line["step"] == last or caught:
-        sync(folder / "metrics.jsonl")
+        with writing(path, len(text), then):
+            sync(path)
         tensors = training_tensors(model, optimizer, value_head) | {f"average.{number}": mean for number, mean in enumerate(average)}
         save_state(folder / "state", line["step"], tensors,
-                   {**state, "metrics_bytes": (folder / "metrics.jsonl").stat().st_size}, args.keep)
+                   {**state, "metrics_bytes": path.stat().st_size}, args.keep)
     if caught:
         print(f"stopped behind step {line['step']}; --resume goes on", file=sys.stderr)
         raise SystemExit(128 + caught[0])
@@ -191,32 +203,33 @@ def signals():
 # ---- parts of a long list ------------------------------------------------------------------------------------------
 
 def same_run(folder: Path, run: dict, allowed: bool):
-    """Note in `folder` what this run is, or InputError if another one began there."""
-    folder.mkdir(exist_ok=True)
-    if (folder / "run.json").exists():
-        refuse_changes(read_json(folder / "run.json"), run, allowed)
-    else:
+    """Note in `folder` what this run is, or InputError if another one began there, unless changes are allowed."""
+    with writing(folder / "run.json"):
+        folder.mkdir(exist_ok=True)
+        if (folder / "run.json").exists():
+            refuse_changes(read_json(folder / "run.json"), run, allowed)
         write_json(folder / "run.tmp", run)
         (folder / "run.tmp").rename(folder / "run.json")
 
 
 def parts(folder: Path, name: str, items: list, size: int, work):
     """[work(number, slice) for slices of `size` items], joined; each result, a list of JSON values, is kept in folder/NAME-NUMBER.json
-    with its checksum and is not computed again. A damaged file is named and done anew."""
+    with the checksum of items and result, and is not computed again. A file that is damaged or of other items is named and done anew."""
     joined = []
     for number, start in enumerate(range(0, len(items), size)):
-        path = folder / f"{name}-{number:05}.json"
+        path, part = folder / f"{name}-{number:05}.json", items[start: start + size]
+        checksum_of = lambda text: hashlib.sha256(repr(part).encode() + text).hexdigest().encode()
         if path.exists():
             checksum, _, text = path.read_bytes().partition(b"\n")
-            if hashlib.sha256(text).hexdigest().encode() == checksum:
+            if checksum_of(text) == checksum:
                 joined += json.loads(text)
                 continue
-            print(f"damaged, done anew: {path}", file=sys.stderr)
-        rows = work(number, items[start: start + size])
+            print(f"damaged or of other questions, done anew: {path}", file=sys.stderr)
+        rows = work(number, part)
         text = json.dumps(rows).encode()
         temporary = path.with_suffix(".tmp")
         try:
-            temporary.write_bytes(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
+            temporary.write_bytes(checksum_of(text) + b"\n" + text)
             sync(temporary)
             temporary.rename(path)
             sync(folder)

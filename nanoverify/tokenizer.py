@@ -8,8 +8,11 @@ transformers, the text of a special token inside a message becomes that token: c
 
 Limits: needs tokenizer.json (the `tokenizers` format); text only, no tools, no documents, one template ("default").
 """
+import contextlib
 import datetime
 import json
+import signal
+import threading
 
 import jinja2
 import jinja2.ext
@@ -18,6 +21,39 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nanoverify.checkpoint import find_folder
 from nanoverify.files import InputError, read_json
+
+
+TEMPLATE_SECONDS = 10  # a chat template that takes longer is refused
+LONGEST = 10 ** 6  # of what a template multiplies: 'a' * 10 ** 12 would fill the memory
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """jinja2's sandbox keeps a template from Python's internals, but not from huge products and powers."""
+    intercepted_binops = frozenset(("*", "**"))
+
+    def call_binop(self, context, operator, left, right):
+        sizes = [len(x) if hasattr(x, "__len__") else abs(x) for x in (left, right)]
+        if operator == "**" and sizes[1] > 64 or sizes[0] * sizes[1] > LONGEST and any(hasattr(x, "__len__") for x in (left, right)):
+            raise jinja2.TemplateError("a result is too large")
+        return super().call_binop(context, operator, left, right)
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float):
+    """TimeoutError in a block that takes longer, where the system has alarms (not on Windows, not outside the main thread)."""
+    def stop(number, frame):
+        raise TimeoutError(f"no end after {seconds} s")
+
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Generation(jinja2.ext.Extension):
@@ -30,17 +66,24 @@ class Generation(jinja2.ext.Extension):
 
 
 def compile_template(source: str) -> jinja2.Template:
+    if not isinstance(source, str):
+        raise ValueError(f"chat_template is no text: {source!r:.80}")
+
     def raise_exception(message):
         raise jinja2.TemplateError(message)
 
     def tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False):  # jinja2's own escapes HTML
         return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    return environment.from_string(source)
+    try:
+        with time_limit(TEMPLATE_SECONDS):
+            return environment.from_string(source)
+    except Exception as error:  # it becomes Python code, and what is nested too deep fails there: SyntaxError, RecursionError
+        raise ValueError(f"chat template: {error}")
 
 
 def read_template(folder, config: dict) -> str | None:
@@ -51,11 +94,16 @@ def read_template(folder, config: dict) -> str | None:
     template = config.get("chat_template")
     if isinstance(template, list):
         template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    if not isinstance(template, (str, type(None))):
+        raise ValueError(f"chat_template is no text: {template!r:.80}")
     return template
 
 
 def as_list(ids) -> list[int]:
-    return ids if isinstance(ids, list) else [] if ids is None else [ids]
+    ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    if not all(type(id) is int for id in ids):
+        raise ValueError(f"eos_token_id or pad_token_id is no number: {ids!r:.80}")
+    return ids
 
 
 class Tokenizer:
@@ -70,8 +118,12 @@ class Tokenizer:
                              "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)")
         try:
             raw = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises bare Exception
+        except BaseException as error:  # tokenizers raises bare Exception, and its panics are not even that
+            if isinstance(error, KeyboardInterrupt):
+                raise
             raise InputError(f"{path}: not a readable tokenizer: {error}")
+        if not raw.get_vocab():
+            raise InputError(f"{path}: its vocabulary is empty")
         files = ("special_tokens_map", "tokenizer_config", "generation_config", "config")
         special_map, config, generation, model = (
             read_json(folder / f"{name}.json") if (folder / f"{name}.json").exists() else {} for name in files)
@@ -97,11 +149,16 @@ class Tokenizer:
         stops = as_list(generation.get("eos_token_id")) + as_list(model.get("eos_token_id")) + as_list(eos)
         if not stops:
             raise ValueError("no end-of-sequence token is given")
-        self.stop_ids = frozenset(stops)
-        self.end_id = self.find_end_id(default=eos if eos is not None else stops[0])
+        within = [stop for stop in stops if 0 <= stop < self.vocab_size]  # others are never sampled
+        if not within:
+            raise ValueError(f"no end-of-sequence id among {stops!r:.80} is below {self.vocab_size}, the size of the vocabulary")
+        self.stop_ids = frozenset(within)
+        self.end_id = self.find_end_id(default=eos if eos in within else within[0])
         # Padding that equals a stop id invites code that finds ends by id; masks here come from lengths, so any other id will do.
         pads = as_list(self.special_id("pad_token")) + as_list(generation.get("pad_token_id")) + list(range(len(stops) + 1))
-        self.pad_id = next(pad for pad in pads if pad not in self.stop_ids and 0 <= pad < self.vocab_size)
+        self.pad_id = next((pad for pad in pads if pad not in self.stop_ids and 0 <= pad < self.vocab_size), None)
+        if self.pad_id is None:
+            raise ValueError("every id of the vocabulary ends a sequence")
         bos = self.special_id("bos_token")
         adds_bos = config.get("add_bos_token")
         if adds_bos is None:
@@ -124,7 +181,13 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The text's own ids: no BOS, no EOS."""
-        return self.raw.encode(text, add_special_tokens=False).ids
+        try:
+            ids = self.raw.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # a lone surrogate from a template, a vocabulary without its own unknown token
+            raise InputError(f"tokenizer.json cannot encode the text: {error}")
+        if max(ids, default=0) >= self.vocab_size:  # the model has no row for it: it would crash, on a GPU for good
+            raise InputError(f"tokenizer.json does not fit config.json: it makes token {max(ids)} where the vocabulary ends with {self.vocab_size - 1}")
+        return ids
 
     def decode(self, ids) -> str:
         """Special tokens are left out, and so are spaces and punctuation left as they are (no clean-up)."""
@@ -135,8 +198,9 @@ class Tokenizer:
         if self.template is None:
             raise InputError("the checkpoint has no chat template")
         try:
-            return self.template.render(messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt,
-                                        **{**self.special, **variables})
+            with time_limit(TEMPLATE_SECONDS):
+                return self.template.render(messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt,
+                                            **{**self.special, **variables})
         except Exception as error:  # a template is code and can fail in any way
             raise InputError(f"the chat template refuses these messages: {error}")
 

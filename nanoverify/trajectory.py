@@ -115,27 +115,16 @@ def attempts_for(wrong_share: float, longest: int) -> int:
 
 def choose_attempts(texts: list[str], right: list[bool], count: int, rng) -> list[str]:
     """Solutions for one trajectory of at most `count` attempts: wrong ones with distinct answers, as far as the samples
-    reach, then a right one. [] where no sample is right. Where answers are numbers, the wrong ones are those nearest to the right one, from far
-    to near: a search that closes in, as its checks tell it. At random, many an attempt contradicts the check before, and retries go in circles."""
+    reach, then a right one. [] where no sample is right."""
     goods = [text for text, good in zip(texts, right) if good]
     if not goods:
         return []
-    good = rng.choice(goods)
     wrongs = []
     for text in rng.sample([text for text, good in zip(texts, right) if not good], right.count(False)):
         answer = extract(text)
         if answer and not any(grade(extract(other), answer) for other in wrongs):
             wrongs.append(text)
-    wrongs.sort(key=lambda text: distance(extract(text), extract(good)))
-    return wrongs[: count - 1][::-1] + [good]
-
-
-def distance(answer: str, gold: str) -> float:
-    """How far two numbers are apart; 0 where they are not plain numbers."""
-    try:
-        return abs(float(answer.replace(",", "")) - float(gold.replace(",", "")))
-    except ValueError:
-        return 0.0
+    return wrongs[: count - 1] + [rng.choice(goods)]
 
 
 def usable(verification: Verification, right: bool) -> bool:

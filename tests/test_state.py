@@ -1,9 +1,15 @@
 """Nothing is lost: states are whole or not used, a run that goes on equals one never stopped, faults leave the state before intact."""
+import argparse
+import builtins
+import errno
+import io
 import json
 import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +19,8 @@ import build_data
 import kill
 import train_rl
 import train_sft
-from nanoverify import files, state
-from nanoverify.files import InputError, write_jsonl
+from nanoverify import checkpoint, files, pretrain, state
+from nanoverify.files import InputError, output_folder, read_json, write_json, write_jsonl
 from nanoverify.stage import batch_of
 from test_input import GOOD, SMALL, left_behind, refusal
 from test_sampler import save_policy
@@ -101,6 +107,142 @@ def test_write_faults(tmp_path, monkeypatch, call, number):
         assert not list((tmp_path / "state").glob("*.tmp"))
 
 
+STRIDE = 7  # of the faults of a whole run; 1 tries all
+
+
+class Disk:
+    """Counts every call that changes the disk (open for writing, write, close, fsync, rename, truncate, unlink, rmdir, mkdir, the weights
+    written by safetensors) and lets the one with number `fails` fail. A write that fails has written half of its text, as a full disk does."""
+
+    def __init__(self, patch, number: int, fails: int):
+        self.count, self.fails, self.number, self.failed = 0, fails, number, ""
+        for name in ("fsync", "rename", "replace", "truncate", "ftruncate", "unlink", "remove", "rmdir", "mkdir"):
+            patch.setattr(os, name, self.faulty(getattr(os, name), name))
+        for module in (state, checkpoint):
+            patch.setattr(module, "save_file", self.faulty(module.save_file, "save_file"))
+        real = io.open
+        opened = self.faulty(real, "open")
+
+        def open_(file, mode="r", *args, **kwargs):
+            if not set(mode) & set("wax+"):
+                return real(file, mode, *args, **kwargs)
+            handle = opened(file, mode, *args, **kwargs)
+            write, close = handle.write, handle.close
+            handle.write = self.faulty(write, "write", half=lambda text: write(text[: len(text) // 2]))
+            handle.close = lambda: None if handle.closed else self.faulty(close, "close", half=close)()
+            return handle
+
+        patch.setattr(io, "open", open_)
+        patch.setattr(builtins, "open", open_)
+
+    def faulty(self, real, name, half=lambda *args, **kwargs: None):
+        def call(*args, **kwargs):
+            self.count += 1
+            if self.count == self.fails:
+                self.failed = name
+                half(*args, **kwargs)
+                raise OSError(self.number, os.strerror(self.number))
+            return real(*args, **kwargs)
+        return call
+
+
+def each_fault(monkeypatch, number, save, check):
+    """save() again and again, its 1st, 2nd, ... change of the disk failing, until one passes without a fault; check() behind each. -> what failed"""
+    failed = []
+    while True:
+        with monkeypatch.context() as patch:
+            disk, said = Disk(patch, number, len(failed) + 1), None
+            try:
+                save()
+            except InputError as error:  # anything else is a traceback
+                said = str(error)
+        check(said)
+        if not disk.failed:
+            assert said is None
+            return failed
+        failed.append(disk.failed if said else f"{disk.failed} without harm")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_every_fault_of_a_step(tmp_path, monkeypatch, number):
+    """Bug: a fault at any change of the disk loses the state before, leaves a log that cannot be gone on with, ends in a traceback,
+    or is passed over without the new state being there."""
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    args = argparse.Namespace(save_every=1, keep=1, allow_changes=False)
+    run, steps = {"lr": 1}, [0]
+    state.go_on(tmp_path, run, args, model, optimizer)
+
+    def save():
+        steps[0] += 1
+        torch.nn.init.constant_(model.weight, steps[0])
+        state.save_step(tmp_path, {"step": steps[0], "note": "x" * 100}, 10 ** 6, {"run": run}, args, [], model, optimizer)
+
+    def check(said):
+        found = state.go_on(tmp_path, run, args, model, optimizer)
+        assert found["step"] == steps[0] or said and found["step"] == good[-1]  # the new one is whole already where the last sync fails
+        if said:
+            assert str(tmp_path) in said and os.strerror(number) in said and "needs" in said and "--resume" in said, said
+        assert model.weight.flatten().tolist() == [float(found["step"])] * 4
+        assert [json.loads(line)["step"] for line in open(tmp_path / "metrics.jsonl")][-1] == found["step"]
+        good.append(found["step"])
+        steps[0] = found["step"]
+
+    good = []
+    save(), check(None)
+    failed = each_fault(monkeypatch, number, save, check)
+    assert {"write", "close", "open", "fsync", "rename", "mkdir", "save_file", "unlink without harm", "rmdir without harm"} <= set(failed), failed
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_every_fault_of_a_part(tmp_path, monkeypatch, number):
+    """Bug: a half-written part is taken for a whole one, parts before it are lost, or run.json is left half-written."""
+    def save():
+        state.same_run(tmp_path / "state", {"seed": 1}, False)
+        assert state.parts(tmp_path / "state", "x", list(range(10)), 5, lambda number, part: [item * 2 for item in part]) == list(range(0, 20, 2))
+
+    def check(said):
+        assert said is None or str(tmp_path) in said and os.strerror(number) in said and "make room" in said
+        for path in (tmp_path / "state").glob("x-*.json"):
+            checksum, _, text = path.read_bytes().partition(b"\n")
+            assert len(checksum) == 64 and len(json.loads(text)) == 5
+
+    failed = each_fault(monkeypatch, number, lambda: (shutil.rmtree(tmp_path / "state", ignore_errors=True), save()), check)
+    assert {"write", "close", "open", "fsync", "rename", "mkdir"} <= set(failed), failed
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_every_fault_of_rows_and_settings(tmp_path, monkeypatch, number):
+    """Bug: a full disk under rollouts.jsonl, responses.jsonl or arguments.json ends in a traceback."""
+    def save():
+        write_jsonl(tmp_path / "rollouts.jsonl", ({"step": n} for n in range(3)))
+        write_json(tmp_path / "rollouts.jsonl", {"a": 1})
+
+    failed = each_fault(monkeypatch, number, save, lambda said: said is None or "rollouts.jsonl: cannot be written: " + os.strerror(number) in said or pytest.fail(said))
+    assert failed == ["open", "write", "write", "write", "close", "open", "write", "close"]
+
+
+def test_a_limit_on_the_size_of_files(tmp_path):
+    """Bug: a write that the system itself cuts short, also inside safetensors, loses the state before or kills the process."""
+    resource = pytest.importorskip("resource")
+    write(tmp_path / "state", 1, keep=1)
+    before, refused = resource.getrlimit(resource.RLIMIT_FSIZE), 0
+    for size in range(0, 400, 10):
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+            write(tmp_path / "state", 2, keep=1)
+        except InputError as error:
+            assert "00000002: the state cannot be saved" in str(error) and "make room" in str(error)
+            refused += 1
+        else:
+            break
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert state.load_state(tmp_path / "state")[1]["step"] == 1 and left_behind(tmp_path / "state") == sorted(
+            ["00000001", "tensors.safetensors", "state.json", "manifest.json"])
+    assert refused > 10 and state.load_state(tmp_path / "state")[1]["step"] == 2
+
+
 def test_batches_of_a_step():
     """Bug: a step's batch depends on the steps before it, an item is left out of a round, or every round has one order."""
     batches = [batch_of(list("abcdefg"), 3, step, seed=5) for step in range(1, 10)]
@@ -140,6 +282,94 @@ def test_resume_equals_one_run(policy, data, run, flags, capsys):
     assert totals.get("totals") == same.get("totals") and bool(totals.get("totals")) == ("--punish-cut" in flags)
     assert whole.keys() == twice.keys() and any(name.startswith("optimizer.") for name in whole)
     assert all(torch.equal(whole[name], twice[name]) for name in whole)
+
+
+@pytest.mark.parametrize("run", [run_sft, run_rl])
+def test_faults_of_a_whole_run(policy, data, run, monkeypatch, capsys):
+    """Bug: a full disk at the beginning or the end of a run (folders, rollouts, the model, its answers, the last rename) ends in a traceback,
+    or the run cannot be taken up and brought to the same end."""
+    run(policy, "whole", "--steps", "1")
+    failed = 0
+    for fails in range(1, 1000, STRIDE):
+        with monkeypatch.context() as patch:
+            disk = Disk(patch, errno.ENOSPC, fails)
+            try:
+                files.run(lambda: run(policy, "out", "--steps", "1", "--overwrite"))
+            except SystemExit as exit:
+                assert exit.code == 2
+                shown = capsys.readouterr().err.split("\r")[-1].strip().removeprefix("SFT: ")
+                assert "error: " in shown and "out" in shown and ("No space left" in shown or "not empty" in shown), (fails, disk.failed, shown)
+                failed += 1
+        if os.path.exists("out.part"):
+            run(policy, "out", "--steps", "1", "--resume")
+        if os.path.exists("out"):
+            assert kill.result(Path("out")) == kill.result(Path("whole"))
+        if not disk.failed:
+            break
+    assert failed > 40 // STRIDE
+
+
+@pytest.mark.parametrize("run", [run_sft, run_rl])
+def test_one_seed_one_result(policy, data, run):
+    """Bug: something is drawn from a generator that the seed does not reach, from a set's order or from the time."""
+    for out in ("one", "two"):
+        run(policy, out, "--steps", "3")
+    run(policy, "other", "--steps", "3", "--seed", "1")
+    one, two, other = (kill.result(Path(out)) for out in ("one", "two", "other"))
+    assert one == two and {"model.safetensors", "metrics.jsonl", "responses.jsonl"} <= one.keys()
+    assert other["metrics.jsonl"] != one["metrics.jsonl"]
+
+
+def test_a_lost_log(policy, data, capsys):
+    """Bug: a traceback where metrics.jsonl is gone, or zero bytes in place of its lines where it was cut."""
+    again = lambda *flags: refusal(lambda argv: run_sft(policy, "out", *argv), flags, capsys)
+    run_sft(policy, "out", "--steps", "2")
+    whole = Path("out/metrics.jsonl").read_bytes()
+    for content in (None, b"", whole[:-30]):
+        Path("out/metrics.jsonl").unlink(missing_ok=True)
+        if content is not None:
+            Path("out/metrics.jsonl").write_bytes(content)
+        assert "metrics.jsonl: is missing or was cut" in again("--resume", "--steps", "3")
+    run_sft(policy, "out", "--resume", "--steps", "3", "--allow-changes")
+    assert [json.loads(line)["step"] for line in open("out/metrics.jsonl")] == [1, 3]
+
+
+def test_a_state_that_does_not_fit(policy, data, capsys):
+    """Bug: --allow-changes with another model or another kind of advantage ends in a traceback of load_state_dict."""
+    run_rl(policy, "rl", "--steps", "1")
+    gae = ["--steps", "2", "--resume", "--allow-changes", "--advantage", "gae"]
+    assert "tensors do not fit this model" in refusal(lambda argv: run_rl(policy, "rl", *argv), gae, capsys)
+
+
+# ---- two runs at once, and outputs that are there already ------------------------------------------------------------
+
+HOLD = "import sys, time; from nanoverify.files import output_folder\nwith output_folder('out') as folder: print('held', flush=True); time.sleep(60)"
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="no locks here")
+def test_two_runs_at_once():
+    """Bug: a second run removes or shares the folder of one that is at work; one killed with -9 locks everybody out."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[1])})
+    assert process.stdout.readline() == b"held\n"
+    Path("out.part/work").write_text("of the first")
+    for flags in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(InputError, match="--out out.part: another run works in it"), output_folder("out", **flags):
+            pytest.fail("two runs in one folder")
+    assert Path("out.part/work").read_text() == "of the first"
+    process.kill()
+    process.wait()
+    for name in ("work", "more"):  # nor does a run that ended lock out the next one
+        with output_folder("out", overwrite=True) as folder:
+            write_json(folder / "arguments.json", {})
+    assert left_behind(Path()) == ["arguments.json", "out"]
+
+
+def test_pretrain_asks_before_it_replaces(capsys):
+    """Bug: python -m nanoverify.pretrain replaces a model that took hours."""
+    Path("out").mkdir()
+    write_json("out/arguments.json", {"an earlier": "model"})
+    assert "--out out: exists; --overwrite" in refusal(pretrain.main, ["--out", "out", "--steps", "1"], capsys)
+    assert read_json("out/arguments.json") == {"an earlier": "model"}
 
 
 def test_other_runs_are_refused(policy, data, capsys):
@@ -205,6 +435,21 @@ def test_parts(tmp_path, capsys):
     (tmp_path / "x-00002.json").unlink()
     assert state.parts(tmp_path, "x", [1, 2, 3, 4, 5], 2, work) == [2, 4, 6, 8, 10] and asked == [0, 1, 2, 1, 2]
     assert "x-00001.json" in capsys.readouterr().err
+
+
+def test_parts_of_other_items(tmp_path, capsys):
+    """Bug: answers to other questions are joined with these, after --resume --allow-changes with another --seed or --count."""
+    work = lambda number, part: [item * 2 for item in part]
+    assert state.parts(tmp_path, "x", [1, 2, 3, 4], 2, work) == [2, 4, 6, 8]
+    asked = []
+    again = lambda number, part: asked.append(number) or work(number, part)
+    assert state.parts(tmp_path, "x", [1, 2, 3, 5], 2, again) == [2, 4, 6, 10] and asked == [1]
+    assert "x-00001.json" in capsys.readouterr().err
+    state.same_run(tmp_path, {"seed": 1}, False)
+    state.same_run(tmp_path, {"seed": 2}, True)
+    state.same_run(tmp_path, {"seed": 2}, False)
+    with pytest.raises(InputError, match="seed was 2, is 1"):
+        state.same_run(tmp_path, {"seed": 1}, False)
 
 
 def test_build_data_goes_on(monkeypatch):
