@@ -187,5 +187,8 @@ def output_folder(path, resume: bool = False, overwrite: bool = False, need: int
             shutil.rmtree(temporary, ignore_errors=True)
         raise
     with writing(path, then=f"the finished output is in {temporary}"):
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(temporary / "replaced", ignore_errors=True)
+        if path.is_dir():  # two renames: one that fails leaves the earlier output whole, where removing it first could stop halfway
+            path.rename(temporary / "replaced")
         temporary.rename(path)
+    shutil.rmtree(path / "replaced", ignore_errors=True)

@@ -1,11 +1,14 @@
 """One response, watched: the stream is what the sampler gives, and each verdict stands once, behind its answer."""
 import re
+from xml.etree import ElementTree
 
 import pytest
 
-from nanoverify import ask
+from nanoverify import ask, picture
+from nanoverify.files import InputError, write_jsonl
 from nanoverify.problems import Problem
 from nanoverify.sampler import generate
+from nanoverify.trajectory import as_row, parse
 from test_sampler import byte_tokenizer, tiny_model
 
 RESPONSE = ("It is 7€. The answer is 7.\n\nWait, let me recheck my solution.\n\nPut in 7: 41. Therefore, the answer is incorrect.\n\n"
@@ -41,3 +44,19 @@ def test_colours():
     blue = re.findall(re.escape(ask.BLUE) + "(.*?)" + re.escape(ask.PLAIN), shown, re.DOTALL)
     assert any("Put in 7: 41." in text for text in blue) and not any("The answer is 6." in text for text in blue)
     assert shown.endswith("(cut by --max-new-tokens)\n")
+
+
+def test_picture(tmp_path):
+    """Bug: the picture shows a response that corrects nothing, colours an answer by the rule instead of the verdict on it, loses text, or is no XML."""
+    tokenizer = byte_tokenizer()
+    row = lambda text, gold, question="Is 1 < 2 & 3?": as_row(parse(Problem("", question, gold, "", None), tokenizer.encode(text), True, tokenizer), tokenizer)
+    once = "The answer is 6.\n\nWait, let me recheck my solution.\n\nTherefore, the answer is correct."
+    (tmp_path / "run").mkdir()
+    write_jsonl(tmp_path / "run" / "responses.jsonl", [row(once, "6"), row(RESPONSE, "7"), row(RESPONSE, "6")])
+    picture.main([str(tmp_path / "run"), "--out", str(tmp_path / "a.svg")])
+    drawn = [(text.get("fill"), text.text) for text in ElementTree.parse(tmp_path / "a.svg").getroot().iter("{http://www.w3.org/2000/svg}text")]
+    assert [text for _, text in drawn] == ["Is 1 < 2 & 3?", *RESPONSE.split("\n\n")]
+    styles = ["question", "rejected", "phrase", "verify", "phrase", "accepted", "phrase", "verify"]
+    assert [colour for colour, _ in drawn] == [picture.COLOURS[style] for style in styles]
+    with pytest.raises(InputError, match="3 attempts"):
+        picture.main([str(tmp_path / "run"), "--attempts", "3"])

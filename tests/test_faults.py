@@ -168,7 +168,7 @@ def outside_link(folder):
     write_json(folder / "model.safetensors.index.json", {"weight_map": {NORM: "link.safetensors"}})
 
 
-NORM, Q = "model.norm.weight", "model.layers.0.self_attn.q_proj.weight"
+NORM, Q, EMBED = "model.norm.weight", "model.layers.0.self_attn.q_proj.weight", "model.embed_tokens.weight"
 W, C, T, TC, G = "model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"
 INDEX = "model.safetensors.index.json"
 TEMPLATES = [
@@ -193,6 +193,7 @@ CHECKPOINTS = [
         {"rope_type": ["linear"]}, 7)),
     (change(C, num_hidden_layers=999_999), "config.json: num_hidden_layers"), (change(C, num_attention_heads=3), C), (change(C, head_dim=9), C),
     (change(C, hidden_size=64), "has shape"), (change(C, num_hidden_layers=40), "missing"), (change(C, vocab_size=9), ""),
+    (each(change(C, vocab_size=40, eos_token_id=5), weights(lambda t: t.update({EMBED: t[EMBED][:40].clone()}))), "where the vocabulary ends with 39"),
     *((cut(W, keep), W) for keep in (0, 3, 8, 60, -1, -1000)),
     *((raw(W, content), W) for content in (b"\xff" * 100, struct.pack("<Q", 2 ** 62) + b"{}", struct.pack("<Q", 2) + b"[]", "folder", "loop", "locked",
                                          b"version https://git-lfs", b"<html>")),

@@ -1,0 +1,63 @@
+"""Beside the path: one self-correction as a picture, the one at the top of the README.
+
+    python -m nanoverify.picture out/rl --out correction.svg       # from the graded answers of its evaluation
+
+Of the responses that reject a wrong answer and find the right one, the shortest with at least --attempts attempts. Checks are
+blue; a rejected solution is red and struck, the accepted one green.
+"""
+import argparse
+import html
+import textwrap
+from pathlib import Path
+
+from nanoverify.files import InputError, read_jsonl, run, writing
+
+WIDTH, LINE, CHARACTERS = 820, 21, 92  # of the picture and of a line, in pixels; characters of a line
+COLOURS = {"question": "#24292f", "phrase": "#8a8f98", "verify": "#0969da", "rejected": "#cf222e", "accepted": "#1a7f37"}
+
+
+def pick(rows: list[dict], attempts: int) -> dict | None:
+    """The shortest response that is well-formed, wrong at first and right at last."""
+    solves = lambda row: [action for action in row["actions"] if action["kind"] == "solve"]
+    fit = [row for row in rows if row["well_formed"] and len(solves(row)) >= attempts and not solves(row)[0]["right"] and solves(row)[-1]["right"]]
+    return min(fit, key=lambda row: row["actions"][-1]["stop"], default=None)
+
+
+def pieces(row: dict):
+    """(style, text) of the question and of each action and phrase, in order. An action's text lacks the phrase before it."""
+    yield "question", row["question"]
+    rest = row["response"]
+    for number, action in enumerate(row["actions"]):
+        phrase, _, rest = rest.partition(action["text"])
+        if phrase.strip():
+            yield "phrase", phrase.strip()
+        judged = row["actions"][number + 1]["verdict"] if action["kind"] == "solve" else None
+        yield ("verify" if action["kind"] == "verify" else "accepted" if judged else "rejected"), action["text"]
+
+
+def svg(row: dict) -> str:
+    lines = [(style, line) for style, text in pieces(row) for line in [*textwrap.wrap(text, CHARACTERS), *[""] * (style != "phrase")]][:-1]
+    looks = {"question": ' font-weight="bold"', "phrase": ' font-style="italic"', "rejected": ' text-decoration="line-through"'}
+    drawn = [f'<text x="20" y="{32 + LINE * number}" fill="{COLOURS[style]}"{looks.get(style, "")}>{html.escape(line)}</text>'
+             for number, (style, line) in enumerate(lines) if line]
+    height = LINE * len(lines) + 40
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" font-family="ui-monospace, monospace" '
+            f'font-size="14">\n<rect width="100%" height="100%" rx="8" fill="#f6f8fa" stroke="#d0d7de"/>\n' + "\n".join(drawn) + "\n</svg>\n")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", metavar="RUN", help="output folder of train_sft.py or train_rl.py")
+    parser.add_argument("--attempts", type=int, default=2, help="at least so many solutions (default: %(default)s)")
+    parser.add_argument("--out", default="correction.svg", metavar="FILE", help="default: %(default)s")
+    args = parser.parse_args(argv)
+    row = pick([row for _, row in read_jsonl(Path(args.run) / "responses.jsonl")], args.attempts)
+    if row is None:
+        raise InputError(f"{args.run}/responses.jsonl: no response corrects itself in {args.attempts} attempts or more")
+    with writing(args.out):
+        Path(args.out).write_text(svg(row), encoding="utf-8")
+    print(f"-> {args.out}")
+
+
+if __name__ == "__main__":
+    run(main)
