@@ -30,7 +30,7 @@ def flags(argv):
     add_model_flags(parser)
     add_question_flags(parser)
     group = parser.add_argument_group("stage 1")
-    group.add_argument("--lr", type=float, default=1e-3, help="peak learning rate; linear to 0 after 15%% warm-up; paper: 5e-6 (default: %(default)s)")
+    group.add_argument("--lr", type=float, default=1e-3, help="peak learning rate; linear to 0 after 5%% warm-up; paper: 5e-6 (default: %(default)s)")
     group.add_argument("--epochs", type=positive, default=3, help="default: %(default)s")
     group.add_argument("--steps", type=positive, help="stop after so many optimizer steps in all; the schedule stays that of --epochs (default: all)")
     group.add_argument("--batch", type=positive, default=8, help="trajectories per optimizer step (default: %(default)s)")
@@ -73,7 +73,7 @@ def main(argv=None):
     print(f"{len(rows)} trajectories ({too_long} longer than the limit dropped), mean length {sum(len(p) + len(r) for p, r, *_ in rows) // len(rows)} "
           f"tokens, {sum(sum(m) for _, _, m, _ in rows):,} learned tokens per epoch, {steps} steps")
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     this_run = identity(args, args.data, *checkpoint_files(args.model))
     with output_folder(args.out, args.resume, args.overwrite, state_bytes(model, args.keep)) as folder:
         state = go_on(folder, this_run, args, model, optimizer)
@@ -101,7 +101,7 @@ def main(argv=None):
                         total_kl += kl.item()
                     loss.backward()
                 for group in optimizer.param_groups:
-                    group["lr"] = args.lr * min(step / max(0.15 * total, 1), 1 - (step - 1) / total)
+                    group["lr"] = args.lr * min(step / max(0.05 * total, 1), 1 - (step - 1) / total)
                 norm = clipped_step(model, optimizer, f"step {step}, trajectories {[row[3] for row in batch]}")
                 line = {"step": step, "epoch": (step - 1) // (total // args.epochs), "loss": total_loss, "kl": total_kl, "grad_norm": norm,
                         "lr": optimizer.param_groups[0]["lr"], "learned_tokens": learned, "seconds": time.time() - began}

@@ -27,7 +27,6 @@ from nanoverify.problems import LEVELS, NAMES, SOLVE_PROMPT, choices, puzzle
 from nanoverify.verifier import VERDICTS, VERIFY_PROMPTS
 
 FAMILIES = tuple(family for family in problems.FAMILIES if family != "tickets")
-CHOICES = {1: 2, 2: 3, 3: 3, 4: 4, 5: 4}  # by level; one or two more than the questions of the three stages have, from level 2 on
 SPECIAL = ("<|pad|>", "<|user|>", "<|assistant|>", "<|end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
@@ -169,8 +168,7 @@ def drill(rng, kinds=(*ARITHMETIC, "choose", "choose")):
         left, right = compare(a, b).split(", ", 1)
         return f"The result is {a}. {left},", f" {right} {VERDICTS[a == b]}"
     if kind == "choose":  # what is excluded cannot be the answer
-        level = rng.choice(LEVELS)
-        given = choices(rng, level, CHOICES[level])
+        given = choices(rng, rng.choice(LEVELS))
         no = rng.sample(given, rng.randint(1, len(given) - 1))
         text = choose(given)
         for y in no:
@@ -195,7 +193,7 @@ def example(rng, drills: float, notes: int) -> list[tuple[str, bool]]:
     family, level = rng.choice(FAMILIES), rng.choice(LEVELS)
     split = None
     while split != "train":
-        split, numbers, problem = puzzle(rng, family, level, CHOICES)
+        split, numbers, problem = puzzle(rng, family, level)
     x = int(problem.answer)
     wrong = [y for y in numbers["choices"] if y != x]
     if kind in ("solve", "refuted"):

@@ -82,7 +82,7 @@ def main(argv=None):
         for seed in args.seeds:
             for name, values in run_arm(arm, Path(args.out) / f"seed{seed}", seed).items():
                 rows.append({"arm": name, "seed": seed, **{key: values[key] for key in (*COLUMNS, "seconds")},
-                             **{f"final_level_{level}": v["final_accuracy"] for level, v in values["by_level"].items()}})
+                             **{f"{which}_level_{level}": v[f"{which}_accuracy"] for which in ("first", "final") for level, v in values["by_level"].items()}})
     Path(args.results).parent.mkdir(parents=True, exist_ok=True)
     with open(args.results, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())
@@ -92,12 +92,12 @@ def main(argv=None):
     names = list(dict.fromkeys(row["arm"] for row in rows))
     print(f"mean of {len(args.seeds)} seeds (lowest to highest)\n")
     print("| | " + " | ".join(names) + " |\n|---|" + "---|" * len(names))
-    for key in COLUMNS:
+    for key in [key for key in rows[0] if key not in ("arm", "seed", "seconds")]:
         cells = []
         for name in names:
             found = [row[key] for row in rows if row["arm"] == name and row[key] is not None]
             cells.append(f"{cell(key, sum(found) / len(found))} ({cell(key, min(found))} to {cell(key, max(found))})" if found else "-")
-        print(f"| {key} | " + " | ".join(cells) + " |")
+        print(f"| `{key}` | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":
