@@ -20,7 +20,7 @@ import kill
 import train_rl
 import train_sft
 from nanoverify import checkpoint, files, pretrain, state
-from nanoverify.files import InputError, output_folder, read_json, write_json, write_jsonl
+from nanoverify.files import InputError, output_folder, read_json, read_jsonl, write_json, write_jsonl
 from nanoverify.stage import batch_of
 from test_input import GOOD, SMALL, left_behind, refusal
 from test_sampler import save_policy
@@ -259,7 +259,7 @@ def run_sft(policy, out, *flags):
 
 
 def run_rl(policy, out, *flags):
-    train_rl.main(["--model", policy, *SMALL, "--prompts", "2", "--samples", "2", "--count", "6", "--out", out, *flags])
+    train_rl.main(["--model", policy, *SMALL, "--prompts", "2", "--samples", "2", "--count", "6", "--reward", "both", "--out", out, *flags])
 
 
 @pytest.fixture
@@ -278,6 +278,7 @@ def test_resume_equals_one_run(policy, data, run, flags, capsys):
     assert "going on behind step 2" in capsys.readouterr().out
     run(policy, "twice", *flags, "--steps", "5", "--resume", "--keep", "2")
     assert kill.result(Path("whole")) == kill.result(Path("twice"))
+    assert any(line["grad_norm"] > 0 for _, line in read_jsonl("whole/metrics.jsonl"))  # something moved
     (whole, totals), (twice, same) = (state.load_state(Path(name) / "state") for name in ("whole", "twice"))
     assert totals.get("totals") == same.get("totals") and bool(totals.get("totals")) == ("--punish-cut" in flags)
     assert whole.keys() == twice.keys() and any(name.startswith("optimizer.") for name in whole)
