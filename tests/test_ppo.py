@@ -488,7 +488,7 @@ def test_filter_keeps_what_is_sometimes_solved(tmp_path, monkeypatch, capsys):
     assert len(asked[1]) == 2 and set(asked[1]) == set(asked[0][2:]) and "2 of 4 questions" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flags", [["--reward", "both"], ["--advantage", "gae", "--beta", "0.1", "--reward", "outcome"]])
+@pytest.mark.parametrize("flags", [["--reward", "both", "--min-count", "99"], ["--advantage", "gae", "--beta", "0.1", "--reward", "outcome"]])
 def test_whole_run_with_learning_rate_0(flags, tmp_path, capsys):
     """Bug: the parts do not fit together; a run that must move nothing saves other weights; the log lacks its vital signs."""
     save_policy(tmp_path / "policy", vocab_padding=5)

@@ -256,7 +256,7 @@ def test_a_run_leaves_its_last_rollout(tmp_path, capsys):
     save_policy(tmp_path / "policy")
     for name in ("rl", "again"):
         train_rl.main(["--model", str(tmp_path / "policy"), "--out", str(tmp_path / name), "--steps", "2", "--prompts", "2", "--samples", "2",
-                       "--max-new-tokens", "6", "--test-count", "2", "--count", "5", "--reward", "both", "--device", "cpu"])
+                       "--max-new-tokens", "6", "--test-count", "2", "--count", "5", "--reward", "both", "--min-count", "99", "--device", "cpu"])
     found = (tmp_path / "rl" / "rollouts.jsonl").read_text()
     assert found == (tmp_path / "again" / "rollouts.jsonl").read_text() and [json.loads(line)["step"] for line in found.splitlines()] == [2] * 4
     report.main([str(tmp_path / "rl"), "--out", str(tmp_path / "page.html")])
