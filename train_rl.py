@@ -164,7 +164,7 @@ def update(model, value_head, optimizer, tokenizer, prompts, trajectories, advan
             batch = order[start: start + size]
             count = sum(len(trajectories[i].ids) for i in batch)  # all losses are means over the tokens of the optimizer step
             if not value_head:
-                batch = [i for i in batch if advantages[i].any()]  # the others have no gradient
+                batch = [i for i in batch if advantages[i].any()]  # the others have no gradient; where none is left, Adam takes no step
             for part in micro_batches([len(prompts[i]) + len(trajectories[i].ids) for i in batch], args.micro_tokens):
                 part = [batch[i] for i in part]
                 new, _, values = forward(model, tokenizer, [prompts[i] for i in part], [trajectories[i] for i in part], args, value_head)

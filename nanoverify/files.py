@@ -120,17 +120,17 @@ def holds_state(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, shown):
-    """Nobody else works in `folder` while the block runs. The system's lock on the folder itself leaves nothing on disk and ends
-    with the process, however that ends. No lock where there is no such folder, or where the system or its disk knows none."""
+def locked(folder: Path, refusal: str = ""):
+    """Nobody else holds the lock of `folder` while the block runs: others wait for it, or get the `refusal`. The system's lock on the folder
+    itself leaves nothing on disk and ends with the process, however that ends. No lock where there is no such folder, or no such locks."""
     handle = None
     try:
         if fcntl and folder.is_dir():
             handle = os.open(folder, os.O_RDONLY)
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
     except BlockingIOError:
         os.close(handle)
-        raise InputError(f"--out {shown}.part: another run works in it; wait for its end or choose another --out")
+        raise InputError(refusal)
     except OSError:
         pass
     try:
@@ -156,39 +156,54 @@ def output_folder(path, resume: bool = False, overwrite: bool = False, need: int
         raise InputError(f"--out {path}: holds other files; choose a folder that is new, empty or an earlier output")
     shown, path = path, path.resolve()  # a link to a folder is followed
     temporary = path.with_name(path.name + ".part")
-    with locked(temporary, shown):
-        pass  # before anything of a running one is removed
-    begun, ended = holds_state(temporary), holds_state(path)
-    if resume and not begun and not ended:
-        if occupied:
-            raise InputError(f"--resume: {shown} is finished and keeps no state to go on from")
-        print(f"--resume: no saved state in {shown}.part, so this is a new run", file=sys.stderr)
-    if not resume and not overwrite and (occupied or begun):
-        raise InputError(f"--out {shown}{'' if occupied else '.part'}: exists; " + "--resume goes on with it, " * (begun or ended)
-                         + "--overwrite replaces it")
-    try:
-        if not (resume and begun):
-            shutil.rmtree(temporary, ignore_errors=True)
-            path.rename(temporary) if resume and ended else temporary.mkdir(parents=True)
-        room = shutil.disk_usage(temporary).free
-        (temporary / "writable").touch()
-        (temporary / "writable").unlink()
-    except OSError as error:
-        raise InputError(f"--out {shown}: cannot be written: {error.strerror}")
-    try:
-        with locked(temporary, shown):
+    refusal = f"--out {shown}.part: another run works in it; wait for its end or choose another --out"
+    with contextlib.ExitStack() as held:  # the lock of the working folder, from here to its last rename
+        try:
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--out {shown}: cannot be written: {error.strerror}")
+        with locked(temporary.parent):  # one run at a time looks and begins
+            with locked(temporary, refusal):
+                pass  # before anything of a running one is removed
+            if (temporary / "replaced").is_dir() and not path.exists():
+                (temporary / "replaced").rename(path)  # a run died between its last two renames
+                occupied = True
+            begun, ended = holds_state(temporary), holds_state(path)
+            if resume and not begun and not ended:
+                if occupied:
+                    raise InputError(f"--resume: {shown} is finished and keeps no state to go on from")
+                print(f"--resume: no saved state in {shown}.part, so this is a new run", file=sys.stderr)
+            if not resume and not overwrite and (occupied or begun):
+                raise InputError(f"--out {shown}{'' if occupied else '.part'}: exists; " + "--resume goes on with it, " * (begun or ended)
+                                 + "--overwrite replaces it")
+            try:
+                if not (resume and begun):
+                    shutil.rmtree(temporary, ignore_errors=True)
+                    path.rename(temporary) if resume and ended else temporary.mkdir(parents=True)
+                room = shutil.disk_usage(temporary).free
+                (temporary / "writable").touch()
+                (temporary / "writable").unlink()
+            except OSError as error:
+                raise InputError(f"--out {shown}: cannot be written: {error.strerror}")
+            held.enter_context(locked(temporary, refusal))
+        try:
             if room < need:
                 raise InputError(f"--out {shown}: {need / 1e9:.1f} GB are needed, {room / 1e9:.1f} GB are free")
             yield temporary
-    except BaseException:
-        if resume and ended and not begun and not path.exists():
-            temporary.rename(path)  # a finished run that did not get further keeps its place
-        elif not holds_state(temporary):
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    with writing(path, then=f"the finished output is in {temporary}"):
-        shutil.rmtree(temporary / "replaced", ignore_errors=True)
-        if path.is_dir():  # two renames: one that fails leaves the earlier output whole, where removing it first could stop halfway
-            path.rename(temporary / "replaced")
-        temporary.rename(path)
-    shutil.rmtree(path / "replaced", ignore_errors=True)
+        except BaseException:
+            if resume and ended and not begun and not path.exists():
+                temporary.rename(path)  # a finished run that did not get further keeps its place
+            elif not holds_state(temporary):
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        with writing(path, then=f"the finished output is in {temporary}"):
+            shutil.rmtree(temporary / "replaced", ignore_errors=True)
+            if path.is_dir():  # two renames: one that fails leaves the earlier output whole, where removing it first could stop halfway
+                path.rename(temporary / "replaced")
+            try:
+                temporary.rename(path)
+            except OSError:
+                if (temporary / "replaced").is_dir():
+                    (temporary / "replaced").rename(path)
+                raise
+        shutil.rmtree(path / "replaced", ignore_errors=True)

@@ -19,7 +19,7 @@ COLOURS = {"question": "#24292f", "phrase": "#8a8f98", "verify": "#0969da", "rej
 def pick(rows: list[dict], attempts: int) -> dict | None:
     """The shortest response that is well-formed, wrong at first and right at last."""
     solves = lambda row: [action for action in row["actions"] if action["kind"] == "solve"]
-    fit = [row for row in rows if row["well_formed"] and len(solves(row)) >= attempts and not solves(row)[0]["right"] and solves(row)[-1]["right"]]
+    fit = [row for row in rows if row["well_formed"] and all(action["text"] for action in row["actions"]) and len(solves(row)) >= attempts and not solves(row)[0]["right"] and solves(row)[-1]["right"]]
     return min(fit, key=lambda row: row["actions"][-1]["stop"], default=None)
 
 

@@ -28,8 +28,8 @@ MOST, MOST_CHARACTERS, MOST_POINTS = 300, 500_000, 500  # transcripts of a folde
 GLOSSARY = {
     "reward": "mean outcome reward of the rollout, between -1 and +1",
     "groups_without_spread": "share of questions whose samples all got the same outcome: no outcome signal",
-    "approx_kl": "mean of r - 1 - log r: how far the update moved from the rollout policy",
-    "clipped_low, clipped_high": "share of tokens whose gradient the clip cut off",
+    "approx_kl": "mean of r - 1 - log r over responses with an advantage: how far the update moved from the rollout policy",
+    "clipped_low, clipped_high": "share of tokens, of responses with an advantage, whose gradient the clip cut off",
     "ratio_min, ratio_max": "extremes of r over all minibatches",
     "entropy": "of the next token, mean over response tokens, at the rollout temperature",
     "kl_to_reference": "mean log-prob minus the SFT model's (only with --beta)",

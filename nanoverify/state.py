@@ -209,7 +209,7 @@ def same_run(folder: Path, run: dict, allowed: bool):
         if (folder / "run.json").exists():
             refuse_changes(read_json(folder / "run.json"), run, allowed)
         write_json(folder / "run.tmp", run)
-        (folder / "run.tmp").rename(folder / "run.json")
+        (folder / "run.tmp").replace(folder / "run.json")
 
 
 def parts(folder: Path, name: str, items: list, size: int, work):

@@ -482,3 +482,27 @@ def test_kill_and_resume(tmp_path):
     assert kill.kill_somewhere(process, tmp_path / "killed.part", random.Random(3), 60, in_save=True)
     kill.finish(kill.start("train_sft", tmp_path, "--out", "killed", "--resume"), "resumed")
     assert kill.result(tmp_path / "killed") == kill.result(tmp_path / "sft")
+
+
+def test_an_earlier_output_is_never_lost_between_two_renames(tmp_path, monkeypatch):
+    """Bug: the last rename fails, or the process dies before it, and the next run removes the earlier output, which lies in .part, unasked."""
+    out, rename = tmp_path / "out", Path.rename
+
+    def work(text, **flags):
+        with output_folder(out, **flags) as folder:
+            write_json(folder / "arguments.json", {"text": text})
+
+    def fails(path, target):
+        if path.name == "out.part":
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    work("first")
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="the finished output is in"):
+        patch.setattr(Path, "rename", fails)
+        work("second", overwrite=True)
+    assert read_json(out / "arguments.json") == {"text": "first"}
+    out.rename(tmp_path / "out.part" / "replaced")  # as after a kill between the two renames
+    with pytest.raises(InputError, match="--overwrite"):
+        work("third")
+    assert read_json(out / "arguments.json") == {"text": "first"}
