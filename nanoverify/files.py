@@ -179,7 +179,7 @@ def output_folder(path, resume: bool = False, overwrite: bool = False, need: int
             try:
                 if not (resume and begun):
                     shutil.rmtree(temporary, ignore_errors=True)
-                    path.rename(temporary) if resume and ended else temporary.mkdir(parents=True)
+                    path.rename(temporary) if resume and ended else temporary.mkdir()
                 room = shutil.disk_usage(temporary).free
                 (temporary / "writable").touch()
                 (temporary / "writable").unlink()

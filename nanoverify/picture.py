@@ -10,17 +10,19 @@ import html
 import textwrap
 from pathlib import Path
 
-from nanoverify.files import InputError, read_jsonl, run, writing
+from nanoverify.evaluate import correction
+from nanoverify.files import InputError, run, writing
+from nanoverify.report import read_set
 
 WIDTH, LINE, CHARACTERS = 820, 21, 92  # of the picture and of a line, in pixels; characters of a line
 COLOURS = {"question": "#24292f", "phrase": "#8a8f98", "verify": "#0969da", "rejected": "#cf222e", "accepted": "#1a7f37"}
 
 
-def pick(rows: list[dict], attempts: int) -> dict | None:
-    """The shortest response that is well-formed, wrong at first and right at last."""
-    solves = lambda row: [action for action in row["actions"] if action["kind"] == "solve"]
-    fit = [row for row in rows if row["well_formed"] and all(action["text"] for action in row["actions"]) and len(solves(row)) >= attempts and not solves(row)[0]["right"] and solves(row)[-1]["right"]]
-    return min(fit, key=lambda row: row["actions"][-1]["stop"], default=None)
+def pick(items: list[dict], attempts: int) -> dict | None:
+    """Of the rows that report.read_set found: the shortest correction, none of whose actions is empty."""
+    fit = [item for item in items if len(item["t"].solves) >= attempts and all(action.text for action in item["t"].actions)]
+    best = correction([item["t"] for item in fit])
+    return next((item["row"] for item in fit if item["t"] is best), None)
 
 
 def pieces(row: dict):
@@ -51,7 +53,7 @@ def main(argv=None):
     parser.add_argument("--attempts", type=int, default=2, help="at least so many solutions (default: %(default)s)")
     parser.add_argument("--out", default="correction.svg", metavar="FILE", help="default: %(default)s")
     args = parser.parse_args(argv)
-    row = pick([row for _, row in read_jsonl(Path(args.run) / "responses.jsonl")], args.attempts)
+    row = pick(read_set(Path(args.run) / "responses.jsonl")["all"], args.attempts)
     if row is None:
         raise InputError(f"{args.run}/responses.jsonl: no response corrects itself in {args.attempts} attempts or more")
     with writing(args.out):

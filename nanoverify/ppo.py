@@ -84,8 +84,8 @@ def centre_by_context(values: list[float], responses: list[list[float]], lengths
     """A value of each response, at each of its actions, minus its mean over all actions of the pool with the same context.
 
     responses: action rewards; lengths: the number of actions, which a cut response has one more of than rewards. A context
-    is known before its action. Without it all late tokens get negative outcome advantages, since only
-    failing responses are long; on tokens that are nearly certain, Adam turns that into noise, and good checks are unlearned.
+    is known before its action. Without the mean all late tokens get negative outcome advantages, since only failing responses
+    are long; on tokens that are nearly certain, Adam turns that into noise, and good checks are unlearned.
     A value of exactly 0 says that all responses to the question got the same reward: they teach nothing, stay 0 and count nowhere.
     Since that depends on the response itself, too, the mean is a baseline up to a factor: behind failed attempts easy questions
     count less and hard ones more (by factors of 0.57 to 1.43 at most in two rollouts looked at); no sign changes.

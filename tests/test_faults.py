@@ -15,24 +15,10 @@ import train_rl
 import train_sft
 from nanoverify import evaluate, export, state, tokenizer
 from nanoverify.files import InputError, read_json, read_jsonl, write_json, write_jsonl
-from test_input import GOOD, SMALL, left_behind, refusal
-from test_sampler import save_policy
+from test_input import GOOD, SMALL, elsewhere, left_behind, policy, refusal  # two of them are fixtures
 
 LINE = json.dumps(GOOD).encode()
 DEEP = b"[" * 100_000
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory):
-    return save_policy(tmp_path_factory.mktemp("faults") / "policy")
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return tmp_path / "work"
 
 
 # ---- data files ------------------------------------------------------------------------------------------------------

@@ -22,20 +22,7 @@ import train_sft
 from nanoverify import checkpoint, files, pretrain, state
 from nanoverify.files import InputError, output_folder, read_json, read_jsonl, write_json, write_jsonl
 from nanoverify.stage import batch_of
-from test_input import GOOD, SMALL, left_behind, refusal
-from test_sampler import save_policy
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory):
-    return save_policy(tmp_path_factory.mktemp("state") / "policy")
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Relative paths lead into an empty folder."""
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
+from test_input import GOOD, SMALL, elsewhere, left_behind, policy, refusal  # two of them are fixtures
 
 
 def write(folder, step, keep=2):
