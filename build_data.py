@@ -18,7 +18,7 @@ from nanoverify.answers import extract
 from nanoverify.checkpoint import checkpoint_files, load_model
 from nanoverify.evaluate import respond, share
 from nanoverify.files import InputError, output_folder, run, write_json, write_jsonl
-from nanoverify.stage import add_model_flags, add_output_flags, add_question_flags, load, positive, print_memory, train_problems
+from nanoverify.stage import add_model_flags, add_output_flags, add_question_flags, load, positive, print_memory, print_time, train_problems
 from nanoverify.state import identity, parts, same_run
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.trajectory import as_row, attempts_for, choose_attempts, compose, loss_mask, parse, usable, well_formed
@@ -59,6 +59,8 @@ def main(argv=None):
     print_memory(args)
     model, tokenizer = load(args)
     problems = train_problems(args, args.count)
+    print(f"{len(problems)} questions x {args.samples} answers; at most {args.attempts} of each are verified, {args.verifications} times in each style")
+    print_time(model, args, tokenizer.vocab_size, len(problems) * (args.samples + args.attempts * args.verifications * len(args.styles)))
     rng = random.Random(args.seed)
     read = [*checkpoint_files(args.model), *(checkpoint_files(args.verifier_model) if args.verifier_model else ())]
     with output_folder(args.out, args.resume, args.overwrite) as folder:

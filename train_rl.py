@@ -29,7 +29,7 @@ from nanoverify.model import autocast
 from nanoverify.problems import SOLVE_PROMPT
 from nanoverify.scoring import log_probs_and_entropy, micro_batches, pad
 from nanoverify.stage import (add_model_flags, add_output_flags, add_question_flags, add_training_flags, batch_of, clipped_step, earlier_evaluations,
-                              load, positive, print_memory, save_evaluations, test_problems, train_problems)
+                              load, positive, print_memory, print_time, save_evaluations, test_problems, train_problems)
 from nanoverify.state import go_on, identity, save_step, signals, state_bytes
 from nanoverify.trajectory import as_row
 
@@ -208,6 +208,9 @@ def main(argv=None):
     this_run = identity(args, *checkpoint_files(args.model))
     print(f"{args.prompts} prompts x {args.samples} samples = {args.prompts * args.samples} responses per step, {args.minibatches * args.epochs} "
           f"optimizer steps each, {args.steps} steps, {len(problems)} training questions")
+    prompt = share(len(tokenizer.prompt(SOLVE_PROMPT.format(question=problem.question))) for problem in problems[:100])  # mean length
+    responses, passes = args.steps * args.prompts * args.samples, args.epochs + (2 if args.beta else 1) / 3  # scoring is a forward pass alone
+    print_time(model, args, tokenizer.vocab_size, responses + len(held_out), args.max_new_tokens + round(prompt), responses * passes * prompt, passes)
 
     with output_folder(args.out, args.resume, args.overwrite, state_bytes(model, args.keep)) as folder:
         state = go_on(folder, this_run, args, model, optimizer, value_head)

@@ -18,7 +18,7 @@ from nanoverify.files import InputError, output_folder, print_skipped, read_json
 from nanoverify.model import autocast
 from nanoverify.scoring import kl_divergence, log_probs_and_entropy, micro_batches, pad
 from nanoverify.stage import (add_model_flags, add_output_flags, add_question_flags, add_training_flags, bad_lines, batch_of, clipped_step, earlier_evaluations,
-                              load, positive, print_memory, save_evaluations, test_problems)
+                              load, positive, print_memory, print_time, save_evaluations, test_problems)
 from nanoverify.state import go_on, identity, save_step, signals, state_bytes
 from nanoverify.trajectory import as_row, training_ids
 
@@ -72,6 +72,8 @@ def main(argv=None):
     steps = min(args.steps or total, total)
     print(f"{len(rows)} trajectories ({too_long} longer than the limit dropped), mean length {sum(len(p) + len(r) for p, r, *_ in rows) // len(rows)} "
           f"tokens, {sum(sum(m) for _, _, m, _ in rows):,} learned tokens per epoch, {steps} steps")
+    lengths = [len(prompt) + len(ids) for prompt, ids, *_ in rows]
+    print_time(model, args, tokenizer.vocab_size, 2 * len(problems), max(lengths), tokens=steps * args.batch * sum(lengths) / len(rows))
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     this_run = identity(args, args.data, *checkpoint_files(args.model))

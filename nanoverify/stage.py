@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanoverify import memory
+from nanoverify import cost
 from nanoverify.checkpoint import load_config, load_model
 from nanoverify.files import InputError, read_json, write_json
 from nanoverify.problems import Problem, make_puzzles, read_problems, split_of
@@ -91,9 +91,22 @@ def clipped_step(model, optimizer, where: str) -> float:
 
 def print_memory(args, reference: bool = False):
     """The computed memory of a stage, before its model is loaded. Prompts are taken to have at most 256 tokens."""
-    parts = memory.estimate(load_config(args.model), args.batch_size, args.max_new_tokens + 256, getattr(args, "micro_tokens", 0),
-                            getattr(args, "recompute", False), reference)
-    print(memory.line(parts))
+    print(cost.memory_line(cost.estimate(load_config(args.model), args.batch_size, args.max_new_tokens + 256, getattr(args, "micro_tokens", 0),
+                                         getattr(args, "recompute", False), reference)))
+
+
+def print_time(model, args, vocab_size: int, responses: int, longest: int = 0, tokens: float = 0, passes: float = 0):
+    """How long the stage will take, from one step of each kind at its largest. responses: how many are sampled; longest: tokens of the
+    longest sequence trained on, 0: no training; tokens: what is known now to be trained on; passes: forward and backward passes over each response."""
+    context = model.config.max_position_embeddings
+    per_token = cost.decoding_step(model, args.batch_size, min(args.max_new_tokens + 256, context)) / args.batch_size
+    fixed = 0.0
+    if longest:
+        longest = min(longest, context)
+        rows = max(args.micro_tokens // longest, 1)
+        trained = cost.training_pass(model, rows, longest, vocab_size) / (rows * longest)
+        fixed, per_token = tokens * trained, per_token + passes * trained
+    print(cost.time_line(fixed, responses * per_token))
 
 
 def bad_lines(args) -> list | None:

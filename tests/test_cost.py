@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanoverify import files, memory, stage
+from nanoverify import cost, files, stage
 from nanoverify.model import Config, Transformer
 from test_sampler import save_policy
 
@@ -44,7 +44,7 @@ def test_activations(changes):
     model = Transformer(config(**changes))
     with mock.patch("nanoverify.model.chunked_attention", kernel):  # what CUDA has
         real, _ = kept(model, torch.zeros(16, 128, dtype=torch.long))
-    assert memory.activation_bytes(model.config, 16 * 128, recompute=False) == pytest.approx(real, rel=0.15)
+    assert cost.activation_bytes(model.config, 16 * 128, recompute=False) == pytest.approx(real, rel=0.15)
 
 
 def test_recompute_keeps_little_and_changes_nothing():
@@ -74,12 +74,12 @@ def test_estimate_by_hand():
     """Bug: GB and GiB, bits and bytes, or the cache of one layer only."""
     c = config(vocab_size=1000, tie_word_embeddings=False)
     count = sum(p.numel() for p in Transformer(c).parameters())
-    parts = memory.estimate(c, batch_size=8, slots=100, micro_tokens=4096, reference=True)
+    parts = cost.estimate(c, batch_size=8, slots=100, micro_tokens=4096, reference=True)
     assert (parts["weights"], parts["gradients"], parts["Adam"], parts["reference"]) == (4 * count, 4 * count, 8 * count, 4 * count)
     # rows, slots, keys and values of 6 layers and one more while it grows, K * E, bf16; bf16 weights; logits
     assert parts["sampling"] == 8 * 100 * (2 * 6 + 1) * (2 * 16) * 2 + 2 * count + 8 * 1000 * 12
     assert parts["peak"] == 20 * count + max(parts["training"], parts["sampling"])
-    assert memory.estimate(c, 8, 100)["peak"] == 4 * count + parts["sampling"]
+    assert cost.estimate(c, 8, 100)["peak"] == 4 * count + parts["sampling"]
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
@@ -100,3 +100,25 @@ def test_other_runtime_errors_keep_their_traceback():
         raise RuntimeError("shape mismatch")
     with pytest.raises(RuntimeError, match="shape mismatch"):
         files.run(main)
+
+
+def test_time_by_hand(monkeypatch, capsys):
+    """Bug: seconds of a step of 256 rows taken for those of one row, or the scoring pass forgotten."""
+    seen = []
+    monkeypatch.setattr(cost, "decoding_step", lambda model, rows, slots: seen.append((rows, slots)) or 0.5)
+    monkeypatch.setattr(cost, "training_pass", lambda model, rows, length, vocab_size: seen.append((rows, length)) or 2.0)
+    args = argparse.Namespace(batch_size=10, max_new_tokens=200, micro_tokens=1000)
+    stage.print_time(Transformer(config()), args, 300, responses=6000, longest=250, tokens=30_000, passes=1.5)
+    # a response token: 0.5 s / 10 rows to sample, 2 s / (4 rows of 250) * 1.5 to train = 0.053 s; 6000 responses of 100 tokens: 31,800 s; known: 60 s
+    assert seen == [(10, 456), (4, 250)] and "about 1.0 minutes + 530.0 for every 100 tokens" in capsys.readouterr().out
+    stage.print_time(Transformer(config()), args, 300, responses=12)
+    assert "about 0.0 minutes + 1.0 for every" in capsys.readouterr().out
+
+
+def test_rehearsal_leaves_nothing_behind():
+    """Bug: the rehearsal's gradient goes into the first step, it draws from the generator, or it does not fit into the context."""
+    model = Transformer(config(max_position_embeddings=64))
+    before, state = [p.detach().clone() for p in model.parameters()], torch.get_rng_state()
+    assert cost.decoding_step(model, 3, 64) > 0 and cost.training_pass(model, 2, 64, 300) > 0
+    assert all(p.grad is None for p in model.parameters()) and torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before))

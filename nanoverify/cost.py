@@ -1,14 +1,17 @@
-"""How much memory will a stage need? Computed from config.json and the flags before anything is loaded; not measured.
+"""What will a stage cost? Memory, computed from config.json and the flags before anything is loaded; time, rehearsed before work starts.
 
 Weights, gradients and both Adam moments are fp32 (the master copy), matrix products are bf16 under autocast. Sampling
 and training never overlap, so the peak is what stays plus the larger of the two. For PyTorch's attention kernel, as on
 CUDA; model.chunked_attention, on a CPU, keeps about H (T + 128) more bytes per token and layer. What reading a group of
 prompts takes is left out. Letters as in model.py; I is the width of the MLP, L the number of layers.
 """
+import time
+
 import torch
 
-from nanoverify.model import Config, Transformer
-from nanoverify.scoring import LOGITS
+from nanoverify.model import Config, Transformer, autocast
+from nanoverify.sampler import KVCache, decode, prefill
+from nanoverify.scoring import LOGITS, log_probs_and_entropy
 
 
 def activation_bytes(config: Config, tokens: int, recompute: bool) -> int:
@@ -39,9 +42,53 @@ def estimate(config: Config, batch_size: int, slots: int, micro_tokens: int = 0,
     return {**parts, "peak": stays + max(parts["training"], parts["sampling"])}
 
 
-def line(parts: dict[str, int]) -> str:
+def memory_line(parts: dict[str, int]) -> str:
     """'memory, computed: 14.2 GB = weights 2.0 + gradients 2.0 + Adam 4.0 + training 6.2 or sampling 1.1'"""
     gigabytes = {name: f"{name} {size / 1e9:.2f}" for name, size in parts.items() if name != "peak" and size}
     stays = [text for name, text in gigabytes.items() if name not in ("training", "sampling")]
     either = " or ".join(text for name, text in gigabytes.items() if name in ("training", "sampling"))
     return f"memory, computed: {parts['peak'] / 1e9:.2f} GB = " + " + ".join([*stays, either])
+
+
+# ---- time: the largest step of each kind is taken once or twice, so that a lack of memory shows now and not in an hour ----
+
+def seconds_of(work, device) -> float:
+    """Of its second run: the first one also pays for what is set up once."""
+    for _ in range(2):
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        work()
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+@torch.inference_mode()
+def decoding_step(model, rows: int, slots: int) -> float:
+    """Seconds for one more token of each of `rows` rows of nearly `slots` tokens, as in `sampler.generate`."""
+    device = model.lm_head.weight.device
+    with autocast(device):
+        cache, _ = prefill(model, [[0]])
+        cache = KVCache(model.config, rows, device, cache.k[0].dtype)
+        cache.reserve(slots)
+        cache.advance(torch.full((rows,), slots - 2, device=device))
+        return seconds_of(lambda: decode(model, torch.zeros(rows, dtype=torch.long, device=device), cache), device)
+
+
+def training_pass(model, rows: int, length: int, vocab_size: int) -> float:
+    """Seconds for a forward and a backward pass over `rows` sequences of `length` tokens that are all learned. Leaves no gradient."""
+    weight = model.lm_head.weight
+    ids = torch.zeros(rows, length + 1, dtype=torch.long, device=weight.device)
+
+    def work():
+        with autocast(weight.device):
+            hidden = model.hidden(ids[:, :-1]).flatten(0, 1)  # (rows * length, D)
+        log_probs_and_entropy(hidden, weight, ids[:, 1:].flatten(), vocab_size)[0].sum().backward()
+        model.zero_grad()
+    return seconds_of(work, weight.device)
+
+
+def time_line(fixed: float, per_token: float) -> str:
+    """Seconds in all, and seconds for each token that the mean response has -> 'time, rehearsed: about 8.1 minutes + 0.5 for every 100 tokens ...'"""
+    return f"time, rehearsed: about {fixed / 60:.1f} minutes + {per_token * 100 / 60:.1f} for every 100 tokens of the mean response"
