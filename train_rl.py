@@ -31,7 +31,7 @@ from nanoverify.scoring import log_probs_and_entropy, micro_batches, pad
 from nanoverify.stage import (add_model_flags, add_output_flags, add_question_flags, add_training_flags, batch_of, clipped_step, earlier_evaluations,
                               load, positive, print_memory, print_time, save_evaluations, test_problems, train_problems)
 from nanoverify.state import go_on, identity, save_step, signals, state_bytes
-from nanoverify.trajectory import as_row
+from nanoverify.trajectory import Trajectory, as_row, in_turn
 
 
 def flags(argv):
@@ -60,6 +60,7 @@ def flags(argv):
     group.add_argument("--punish-cut", action="store_true", help="process reward -1 for an action cut by the token limit, instead of none; gae always does")
     group.add_argument("--may-give-up", action="store_true", help="process reward +1 as in the paper, not -1, for a right 'incorrect' that ends the response")
     group.add_argument("--may-repeat", action="store_true", help="learn behind a repeated rejected answer, too, as in the paper, whatever the reward")
+    group.add_argument("--offline", type=positive, metavar="N", help="sample N questions once and learn from that alone; paper: --beta 0.1 (default: a rollout per step)")
     group.add_argument("--shuffle-rewards", action="store_true", help="control: responses get each other's rewards; nothing may rise")
     group = parser.add_argument_group("update")
     group.add_argument("--lr", type=float, default=3e-4, help="constant after 5 steps of warm-up; paper: 5e-7 (default: %(default)s)")
@@ -67,6 +68,7 @@ def flags(argv):
     group.add_argument("--minibatches", type=positive, default=2, help="optimizer steps per pass over a rollout (default: %(default)s)")
     group.add_argument("--average", type=float, default=0.9, help="the result is the moving average of the weights over steps, with this decay; 0: the last weights (default: %(default)s)")
     group.add_argument("--epochs", type=positive, default=1, help="passes over a rollout (default: %(default)s)")
+    group.add_argument("--ratio", choices=("token", "action"), default="token", help="new to old probability of each token, or, as in the released code, of each action, its tokens' geometric mean (default: %(default)s)")
     group.add_argument("--clip-low", type=float, default=0.2, help="ratio stays above 1 - this (default: %(default)s)")
     group.add_argument("--clip-high", type=float, default=0.2, help="ratio stays below 1 + this (default: %(default)s)")
     group.add_argument("--dual-clip", type=float, default=3.0, help="ratio counts at most this much where the advantage is negative (default: %(default)s)")
@@ -76,7 +78,23 @@ def flags(argv):
         raise InputError(f"--samples {args.samples}: leave-one-out needs at least 2 responses per question")
     if args.temperature <= 0:
         raise InputError(f"--temperature {args.temperature}: must be above 0 to explore")
+    if args.offline and (args.advantage == "gae" or args.shuffle_rewards):
+        raise InputError("--offline: its advantages are its own, for --advantage group without --shuffle-rewards")
     return args
+
+
+def offline_pool(model, tokenizer, problems, args) -> list[list[tuple[Trajectory, list[float]]]]:
+    """Rows of (response, advantage of each action), a row for each question kept. As in the paper's offline variant: questions of
+    which 10 to 70% of the samples are right; responses whose actions are in turn; baselines by accuracy of the question and position."""
+    rows = respond(model, tokenizer, problems, args.samples, args.max_new_tokens, args.temperature, args.seed, args.batch_size, "offline")
+    accuracies = [share(ppo.outcome_reward(t) > 0 for t in row) for row in rows]
+    kept = [(accuracy, [t for t in row if in_turn(t)]) for accuracy, row in zip(accuracies, rows) if 0.1 <= accuracy <= 0.7]
+    kept = [(accuracy, row) for accuracy, row in kept if row]
+    pool = [t for _, row in kept for t in row]
+    values = [[(args.reward != "process") * ppo.outcome_reward(t) + (args.reward != "outcome") * reward for reward in ppo.action_rewards(t)] for t in pool]
+    advantages = iter(ppo.binned_advantages(values, [accuracy for accuracy, row in kept for _ in row]))
+    print(f"{len(kept)} of {len(rows)} questions and {len(pool)} of {len(rows) * args.samples} responses are kept")
+    return [[(t, next(advantages)) for t in row] for _, row in kept]
 
 
 def score(model, tokenizer, prompts, trajectories, args, value_head=None):
@@ -103,9 +121,9 @@ def forward(model, tokenizer, prompts, trajectories, args, value_head=None):
     return log_probs, entropy, values
 
 
-def advantages_of(trajectories, kl, values, mask, totals, args, rng):
+def advantages_of(trajectories, kl, values, mask, totals, args, rng, offline=None):
     """Advantages (B, T) on response tokens; for GAE, returns; the rewards dealt out: one a response, one an action.
-    kl (B, T): logp - ref_logp of each token."""
+    kl (B, T): logp - ref_logp of each token. offline: the advantages of the actions, where they are known already."""
     outcomes = [ppo.outcome_reward(t) for t in trajectories]
     actions = [ppo.action_rewards(t, args.punish_cut or args.advantage == "gae", args.may_give_up, args.may_repeat) for t in trajectories]
     if args.shuffle_rewards:
@@ -122,6 +140,8 @@ def advantages_of(trajectories, kl, values, mask, totals, args, rng):
         advantages, returns = ppo.gae(rewards, values, mask, args.gamma, args.lam)
         return ppo.whiten(advantages, mask), returns, (outcomes, actions)
     advantages = -args.beta * kl
+    if offline:
+        return (advantages + ppo.spread(offline, trajectories, width)) * mask, None, (outcomes, actions)
     if args.reward in ("outcome", "both"):
         per_response = ppo.leave_one_out(torch.tensor(outcomes).view(-1, args.samples))  # (P, M)
         if args.plain_outcome:
@@ -169,7 +189,8 @@ def update(model, value_head, optimizer, tokenizer, prompts, trajectories, advan
                 part = [batch[i] for i in part]
                 new, _, values = forward(model, tokenizer, [prompts[i] for i in part], [trajectories[i] for i in part], args, value_head)
                 flat = lambda x: torch.cat([x[i, : len(trajectories[i].ids)] for i in part]).to(new.device)
-                loss, found = ppo.ppo_loss(new, flat(old[0]), flat(advantages), args.clip_low, args.clip_high, args.dual_clip)
+                loss, found = ppo.ppo_loss(new, flat(old[0]), flat(advantages), args.clip_low, args.clip_high, args.dual_clip,
+                                           [a.stop - a.start for i in part for a in trajectories[i].actions] if args.ratio == "action" else None)
                 if value_head:
                     wrong = ppo.value_loss(values, flat(old[2]), flat(returns), clip=0.2)
                     loss = loss + 0.5 * wrong
@@ -187,16 +208,17 @@ def update(model, value_head, optimizer, tokenizer, prompts, trajectories, advan
 
 def main(argv=None):
     args = flags(argv)
-    print_memory(args, reference=args.beta > 0)
+    print_memory(args, reference=bool(args.beta or args.offline))
     model, tokenizer = load(args)
-    reference = copy.deepcopy(model).requires_grad_(False) if args.beta else None
+    reference = copy.deepcopy(model).requires_grad_(False) if args.beta or args.offline else None
     problems, held_out = train_problems(args, args.count), test_problems(args)
     if args.filter:
         rows = respond(model, tokenizer, problems, args.filter, args.max_new_tokens, args.temperature, args.seed, args.batch_size, "filter")
         problems = [problem for problem, row in zip(problems, rows) if 0 < share(t.solves[-1].right for t in row) < 1]
         print(f"{len(problems)} of {len(rows)} questions are sometimes solved and sometimes not")
-    if len(problems) < args.prompts:
-        raise InputError(f"--prompts {args.prompts}: only {len(problems)} training questions")
+    pool = offline_pool(reference, tokenizer, problems[:args.offline], args) if args.offline else []
+    if len(pool or problems) < args.prompts:
+        raise InputError(f"--prompts {args.prompts}: only {len(pool or problems)} training questions")
     value_head = None
     groups = [{"params": model.parameters(), "lr": args.lr, "peak": args.lr}]
     if args.advantage == "gae":
@@ -222,17 +244,21 @@ def main(argv=None):
             for step in bar:
                 clock = [time.time()]
                 # 1. rollout
-                asked = batch_of(problems, args.prompts, step, args.seed)
-                rows = respond(model, tokenizer, asked, args.samples, args.max_new_tokens, args.temperature,
-                               seed=args.seed * 1_000_003 + step, batch_size=args.batch_size)
+                asked = batch_of(pool or problems, args.prompts, step, args.seed)
+                rows = [[t for t, _ in row] for row in asked] if pool else respond(
+                    model, tokenizer, asked, args.samples, args.max_new_tokens, args.temperature, args.seed * 1_000_003 + step, args.batch_size)
                 trajectories = [t for row in rows for t in row]  # B = P * M, samples of one prompt side by side
                 prompts = [tokenizer.prompt(SOLVE_PROMPT.format(question=t.problem.question)) for t in trajectories]
                 clock.append(time.time())
                 # 2. old and reference log-probs, 3. rewards -> advantages
-                old = score(model, tokenizer, prompts, trajectories, args, value_head)  # log-probs, entropy, values
+                old = score(model, tokenizer, prompts, trajectories, args, value_head)  # log-probs, entropies, values
                 mask = torch.tensor([[float(t < len(x.ids)) for t in range(old.shape[2])] for x in trajectories])
-                kl = (old[0] - score(reference, tokenizer, prompts, trajectories, args)[0]) * mask if reference else torch.zeros_like(mask)
-                advantages, returns, rewards = advantages_of(trajectories, kl, old[2], mask, totals, args, random.Random(f"rewards {args.seed} {step}"))
+                before = score(reference, tokenizer, prompts, trajectories, args)[0] if reference else old[0]
+                kl = (old[0] - before) * mask
+                advantages, returns, rewards = advantages_of(trajectories, kl, old[2], mask, totals, args, random.Random(f"rewards {args.seed} {step}"),
+                                                             [values for row in asked for _, values in row] if pool else None)
+                if pool:
+                    old[0] = before  # the reference wrote the responses
                 clock.append(time.time())
                 # 4. update
                 for group in optimizer.param_groups:

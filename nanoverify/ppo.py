@@ -99,6 +99,17 @@ def centre_by_context(values: list[float], responses: list[list[float]], lengths
     return [[value - means[context] if value else 0.0 for context in row] for value, row in zip(values, keys)]
 
 
+def binned_advantages(values: list[list[float]], accuracies: list[float]) -> list[list[float]]:
+    """Each action's value minus the mean over all actions at the same position, of responses to questions of like accuracy (bins
+    of 0.1): the baseline of the paper's offline variant. values: a row for each response; accuracies: of its question, 0 to 1."""
+    groups = {}
+    keys = [[(int(10 * accuracy + 1e-9), i) for i in range(len(row))] for row, accuracy in zip(values, accuracies)]
+    for row, found in zip(values, keys):
+        for value, key in zip(row, found):
+            groups.setdefault(key, []).append(value)
+    return [[value - sum(groups[key]) / len(groups[key]) for value, key in zip(row, found)] for row, found in zip(values, keys)]
+
+
 def spread(per_action: list[list[float]], trajectories: list[Trajectory], width: int):
     """Give each token its action's number. -> (B, T), 0 behind the response."""
     out = torch.zeros(len(trajectories), width)
@@ -141,13 +152,23 @@ def whiten(x, mask):
 
 # ---- losses: sums over tokens, to be divided by the tokens of the whole optimizer step --------------------------------
 
-def ppo_loss(new, old, advantages, clip_low: float, clip_high: float, dual_clip: float = 3.0):
+def mean_by_action(x, lengths: list[int]):
+    """Each action's mean at each of its tokens: log-ratios so averaged make the released code's ratio, one for each action and
+    independent of its length. x (N,); lengths: the actions' tokens, N in all. -> (N,)."""
+    of = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(x.device)  # (N,): which action
+    sums = torch.zeros(len(lengths), device=x.device).index_add(0, of, x)
+    return (sums / torch.tensor(lengths, device=x.device).clamp(min=1))[of]
+
+
+def ppo_loss(new, old, advantages, clip_low: float, clip_high: float, dual_clip: float = 3.0, lengths: list[int] | None = None):
     """-sum min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r = exp(new - old) (Schulman et al. 2017, eq. 7). All (N,).
 
-    Where A < 0, a large r is unbounded; there the term is at least dual_clip * A (Ye et al. 2020, eq. 5).
+    With the actions' `lengths`, r is one for each action (`mean_by_action`). Where A < 0, a large r is unbounded; there the term is at least dual_clip * A (Ye et al. 2020, eq. 5).
     Also the vital signs, as sums: approx_kl = r - 1 - log r; tokens clipped below and above.
     """
     log_ratio = (new - old).clamp(-20, 20)
+    if lengths:
+        log_ratio = mean_by_action(log_ratio, lengths)
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     term = torch.min(ratio * advantages, clipped * advantages)

@@ -84,12 +84,15 @@ def parse(problem: Problem, ids: list[int], finished: bool, tokenizer) -> Trajec
     return Trajectory(problem, ids, finished, actions)
 
 
+def in_turn(trajectory: Trajectory) -> bool:
+    """solve, verify, solve, verify, ... and a verify that is followed by a solve says incorrect; the end may be missing."""
+    return all(action.kind == ("verify" if i % 2 else "solve") for i, action in enumerate(trajectory.actions)) and all(
+        action.verdict is False for action in trajectory.actions[1:-1:2])
+
+
 def well_formed(trajectory: Trajectory) -> bool:
-    """solve, verify, (solve, verify)*, end; a verify that says incorrect is followed by a solve, one that says correct by the end."""
-    kinds = [action.kind for action in trajectory.actions]
-    verdicts = [action.verdict for action in trajectory.verifies]
-    return (trajectory.finished and len(kinds) == 2 * len(verdicts) and kinds == ["solve", "verify"] * len(verdicts)
-            and all(said is False for said in verdicts[:-1]) and verdicts[-1] is True)
+    """In turn to the end, which follows a verify that says correct."""
+    return trajectory.finished and in_turn(trajectory) and trajectory.actions[-1].verdict is True
 
 
 def loss_mask(trajectory: Trajectory) -> list[int]:

@@ -224,6 +224,24 @@ def test_explained_variance():
     assert ppo.explained_variance(values, torch.ones(3, 6), mask) == 0.0
 
 
+def test_binned_advantages():
+    """Bug: the offline baseline mixes easy and hard questions, or first and second actions."""
+    values = [[1.0, 1.0], [-1.0], [1.0, -1.0], [1.0]]
+    assert ppo.binned_advantages(values, [0.25, 0.25, 0.3, 0.29]) == [[pytest.approx(2 / 3), 0], [pytest.approx(-4 / 3)], [0, 0], [pytest.approx(2 / 3)]]
+
+
+def test_offline_pool(monkeypatch):
+    """Bug: questions outside 10 to 70% stay; cut responses, which are most of the failures, go; a response gets another one's advantage."""
+    broken = Trajectory(PROBLEM, [3, 4], True, [Action("solve", 0, 1, "", right=True), Action("solve", 1, 2, "", right=True)])
+    rows = [[made("++")] * 4, [made("--", finished=False)] * 4, [made("++"), made("-+"), made("-+", finished=False), broken]]
+    monkeypatch.setattr(train_rl, "respond", lambda *rest: rows)
+    args = SimpleNamespace(samples=4, max_new_tokens=9, temperature=1.0, seed=0, batch_size=9, reward="outcome")
+    pool = train_rl.offline_pool(None, None, [PROBLEM] * 3, args)
+    assert [[t for t, _ in row] for row in pool] == [rows[2][:3]] and [values for _, values in pool[0]] == [[pytest.approx(4 / 3)] * 2, [pytest.approx(-2 / 3)] * 2, [pytest.approx(-2 / 3)] * 2]
+    args.reward = "both"
+    assert train_rl.offline_pool(None, None, [PROBLEM] * 3, args)[0][0][1] == [pytest.approx(2 - (2 - 2 - 2) / 3), pytest.approx(2 - (2 + 0 - 2) / 3)]
+
+
 # ---- losses ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("seed", range(5))
@@ -282,13 +300,25 @@ def test_value_loss():
     assert new.grad.tolist() == pytest.approx([-0.9, 0.0, -1.5, 0.4])
 
 
+def test_ratio_by_action():
+    """Bug: the ratio of an action is that of its sum, so that long actions are always clipped; or actions share their means."""
+    x = torch.tensor([0.1, 0.3, 0.9, -0.3, 0.0, 0.3])
+    torch.testing.assert_close(ppo.mean_by_action(x, [2, 1, 0, 3]), torch.tensor([0.2, 0.2, 0.9, 0.0, 0.0, 0.0]))
+    new, A = x.clone().requires_grad_(), torch.tensor([1.0, 1, 1, 1, 1, 1])
+    loss, signs = ppo.ppo_loss(new, torch.zeros(6), A, 0.2, 0.25, lengths=[2, 1, 0, 3])
+    loss.backward()
+    assert loss.item() == pytest.approx(-(2 * math.exp(0.2) + 1.25 + 3)) and signs["clipped_high"] == 1  # exp(0.2) is below 1.25, exp(0.9) above
+    assert new.grad.tolist() == pytest.approx([-math.exp(0.2)] * 2 + [0] + [-1] * 3)
+    torch.testing.assert_close(ppo.ppo_loss(x, x - 0.1, A, 0.2, 0.25, lengths=[1] * 6)[0], ppo.ppo_loss(x, x - 0.1, A, 0.2, 0.25)[0])
+
+
 # ---- train_rl -------------------------------------------------------------------------------------------------------
 
 def settings(**changes):
     """Fields of train_rl's arguments that its steps use."""
     return SimpleNamespace(**{**dict(device="cpu", micro_tokens=8192, temperature=0.8, clip_low=0.2, clip_high=0.2, dual_clip=3.0, minibatches=1, epochs=1,
                                      reward="both", advantage="group", min_count=1, decay=1.0, beta=0.0, gamma=1.0, lam=0.95, shuffle_rewards=False, punish_cut=True, may_give_up=True, may_repeat=True, plain_outcome=True,
-                                     samples=2), **changes})
+                                     samples=2, ratio="token", offline=None), **changes})
 
 
 @pytest.fixture
@@ -433,9 +463,13 @@ def test_flags_reach_the_arithmetic(monkeypatch):
     found = train_rl.advantages_of(FOUR[:1], torch.zeros(1, 4), None, torch.ones(1, 4), {(): [4.0, 8]}, settings(reward="process", decay=0.5), random.Random(0))[0]
     assert found[0, 0].item() == pytest.approx(1 - 3 / 5)
     seen, real = [], ppo.ppo_loss
-    monkeypatch.setattr(ppo, "ppo_loss", lambda *args: seen.append(args[-1]) or real(*args))
+    monkeypatch.setattr(ppo, "ppo_loss", lambda *args: seen.append(args[-2:]) or real(*args))
     Rollout(0.02, settings(dual_clip=7.0), advantages=torch.ones(8, 1)).update()
-    assert set(seen) == {7.0}
+    assert set(seen) == {(7.0, None)}
+    seen.clear()
+    r = Rollout(0.02, settings(ratio="action"), advantages=torch.ones(8, 1))
+    r.update()
+    assert sorted(n for _, lengths in seen for n in lengths) == sorted(a.stop - a.start for t in r.trajectories for a in t.actions)
 
 
 def test_outcome_is_centred_by_default():
@@ -488,10 +522,12 @@ def test_filter_keeps_what_is_sometimes_solved(tmp_path, monkeypatch, capsys):
     assert len(asked[1]) == 2 and set(asked[1]) == set(asked[0][2:]) and "2 of 4 questions" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flags", [["--reward", "both", "--min-count", "99"], ["--advantage", "gae", "--beta", "0.1", "--reward", "outcome"]])
-def test_whole_run_with_learning_rate_0(flags, tmp_path, capsys):
+@pytest.mark.parametrize("flags", [["--reward", "both", "--min-count", "99"], ["--advantage", "gae", "--beta", "0.1", "--reward", "outcome"],
+                                   ["--ratio", "action", "--offline", "4", "--beta", "0.1"]])
+def test_whole_run_with_learning_rate_0(flags, tmp_path, capsys, monkeypatch):
     """Bug: the parts do not fit together; a run that must move nothing saves other weights; the log lacks its vital signs."""
     save_policy(tmp_path / "policy", vocab_padding=5)
+    monkeypatch.setattr(train_rl, "offline_pool", lambda *rest: [[(made("--", finished=False), [1.0, -0.5])] * n for n in (1, 2, 1)])
     train_rl.main(["--model", str(tmp_path / "policy"), "--out", str(tmp_path / "out"), "--steps", "2", "--prompts", "2", "--samples", "2",
                    "--max-new-tokens", "6", "--test-count", "2", "--count", "5", "--lr", "0", "--device", "cpu", *flags])
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
