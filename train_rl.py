@@ -13,7 +13,6 @@ A response cut by the token limit has the outcome -1; its last action, which is 
     python train_rl.py                                                          # out/sft -> out/rl
     python train_rl.py --plain-outcome --lr 5e-7 --beta 0.05 --temperature 0.7 --samples 4 --average 0   # as in the paper
 """
-import argparse
 import copy
 import random
 import time
@@ -29,18 +28,18 @@ from nanoverify.model import autocast
 from nanoverify.problems import SOLVE_PROMPT
 from nanoverify.scoring import log_probs_and_entropy, micro_batches, pad
 from nanoverify.stage import (add_model_flags, add_output_flags, add_question_flags, add_training_flags, batch_of, clipped_step, earlier_evaluations,
-                              load, positive, print_memory, print_time, save_evaluations, test_problems, train_problems)
+                              load, new_parser, positive, print_memory, print_time, save_evaluations, test_problems, train_problems)
 from nanoverify.state import go_on, identity, save_step, signals, state_bytes
 from nanoverify.trajectory import Trajectory, as_row, in_turn
 
 
 def flags(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     add_output_flags(parser, "out/rl")
     add_model_flags(parser, default="out/sft")
     add_question_flags(parser)
     group = parser.add_argument_group("rollout")
-    group.add_argument("--steps", type=positive, default=30, help="rollouts (default: %(default)s)")
+    group.add_argument("--steps", type=positive, default=40, help="rollouts (default: %(default)s)")
     group.add_argument("--prompts", type=positive, default=64, metavar="P", help="questions per step, as in the paper (default: %(default)s)")
     group.add_argument("--samples", type=int, default=8, metavar="M", help="responses per question; paper: 4 (default: %(default)s)")
     group.add_argument("--temperature", type=float, default=1.0, help="of rollouts and log-probs; paper: 0.7 (default: %(default)s)")

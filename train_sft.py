@@ -6,7 +6,6 @@ Differs from the paper: --kl, the divergence from the base model on the same tok
     python train_sft.py                                   # out/data/trajectories.jsonl + shipped policy -> out/sft
     python train_sft.py --model DIR --data FILE --lr 5e-6 --epochs 3 --batch 32 --kl 0.1       # as in the paper
 """
-import argparse
 import time
 
 import torch
@@ -18,19 +17,19 @@ from nanoverify.files import InputError, output_folder, print_skipped, read_json
 from nanoverify.model import autocast
 from nanoverify.scoring import kl_divergence, log_probs_and_entropy, micro_batches, pad
 from nanoverify.stage import (add_model_flags, add_output_flags, add_question_flags, add_training_flags, bad_lines, batch_of, clipped_step, earlier_evaluations,
-                              load, positive, print_memory, print_time, save_evaluations, test_problems)
+                              load, new_parser, positive, print_memory, print_time, save_evaluations, test_problems)
 from nanoverify.state import go_on, identity, save_step, signals, state_bytes
 from nanoverify.trajectory import as_row, training_ids
 
 
 def flags(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--data", default="out/data/trajectories.jsonl", metavar="FILE", help="from stage 0 (default: %(default)s)")
     add_output_flags(parser, "out/sft")
     add_model_flags(parser)
     add_question_flags(parser)
     group = parser.add_argument_group("stage 1")
-    group.add_argument("--lr", type=float, default=1e-3, help="peak learning rate; linear to 0 after 5%% warm-up; paper: 5e-6 (default: %(default)s)")
+    group.add_argument("--lr", type=float, default=1e-3, help="peak learning rate; linear to 0 after 15%% warm-up; paper: 5e-6 (default: %(default)s)")
     group.add_argument("--epochs", type=positive, default=3, help="default: %(default)s")
     group.add_argument("--steps", type=positive, help="stop after so many optimizer steps in all; the schedule stays that of --epochs (default: all)")
     group.add_argument("--batch", type=positive, default=8, help="trajectories per optimizer step (default: %(default)s)")
@@ -61,6 +60,33 @@ def read_rows(args, tokenizer, context: int):
     return rows, too_long
 
 
+def masked_loss(model, ids, select, vocab_size: int):
+    """-log-prob of all selected tokens, summed, and the final states before them, (N, D). ids, select: as `pad` makes them."""
+    hidden = model.hidden(ids[:, :-1])[select]
+    log_probs, _ = log_probs_and_entropy(hidden, model.lm_head.weight, ids[:, 1:][select], vocab_size)
+    return -log_probs.sum(), hidden
+
+
+def accumulate(model, base, batch, vocab_size: int, args):
+    """The gradient of one optimizer step, part after part of the batch. -> loss, KL to `base` (None: 0), learned tokens."""
+    learned = sum(sum(mask) for _, _, mask, _ in batch)  # counted once, over the whole optimizer step
+    total_loss = total_kl = 0.0
+    for part in micro_batches([len(p) + len(r) for p, r, *_ in batch], args.micro_tokens):
+        ids, select = pad([batch[i][:2] for i in part], [batch[i][2] for i in part], args.device)
+        with autocast(args.device):
+            loss, hidden = masked_loss(model, ids, select, vocab_size)
+        loss = loss / learned
+        total_loss += loss.item()
+        if base:
+            with torch.no_grad(), autocast(args.device):
+                base_hidden = base.hidden(ids[:, :-1])[select]
+            kl = kl_divergence(hidden, model.lm_head.weight, base_hidden, base.lm_head.weight, vocab_size).sum() / learned
+            loss = loss + args.kl * kl
+            total_kl += kl.item()
+        loss.backward()
+    return total_loss, total_kl, learned
+
+
 def main(argv=None):
     args = flags(argv)
     print_memory(args, reference=args.kl > 0)
@@ -75,7 +101,7 @@ def main(argv=None):
     lengths = [len(prompt) + len(ids) for prompt, ids, *_ in rows]
     print_time(model, args, tokenizer.vocab_size, 2 * len(problems), max(lengths), tokens=steps * args.batch * sum(lengths) / len(rows))
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     this_run = identity(args, args.data, *checkpoint_files(args.model))
     with output_folder(args.out, args.resume, args.overwrite, state_bytes(model, args.keep)) as folder:
         state = go_on(folder, this_run, args, model, optimizer)
@@ -85,31 +111,15 @@ def main(argv=None):
             for step in bar:
                 began = time.time()
                 batch = batch_of(rows, args.batch, step, args.seed)
-                learned = sum(sum(mask) for _, _, mask, _ in batch)  # counted once, over the whole optimizer step
-                total_loss = total_kl = 0.0
-                for part in micro_batches([len(p) + len(r) for p, r, *_ in batch], args.micro_tokens):
-                    ids, select = pad([batch[i][:2] for i in part], [batch[i][2] for i in part], args.device)
-                    with autocast(args.device):
-                        hidden = model.hidden(ids[:, :-1])[select]  # (N, D): states before the learned tokens
-                    targets = ids[:, 1:][select]
-                    log_probs, _ = log_probs_and_entropy(hidden, model.lm_head.weight, targets, tokenizer.vocab_size)
-                    loss = -log_probs.sum() / learned
-                    total_loss += loss.item()
-                    if base:
-                        with torch.no_grad(), autocast(args.device):
-                            base_hidden = base.hidden(ids[:, :-1])[select]
-                        kl = kl_divergence(hidden, model.lm_head.weight, base_hidden, base.lm_head.weight, tokenizer.vocab_size).sum() / learned
-                        loss = loss + args.kl * kl
-                        total_kl += kl.item()
-                    loss.backward()
+                loss, kl, learned = accumulate(model, base, batch, tokenizer.vocab_size, args)
                 for group in optimizer.param_groups:
-                    group["lr"] = args.lr * min(step / max(0.05 * total, 1), 1 - (step - 1) / total)
+                    group["lr"] = args.lr * min(step / max(0.15 * total, 1), 1 - (step - 1) / total)
                 norm = clipped_step(model, optimizer, f"step {step}, trajectories {[row[3] for row in batch]}")
-                line = {"step": step, "epoch": (step - 1) // (total // args.epochs), "loss": total_loss, "kl": total_kl, "grad_norm": norm,
+                line = {"step": step, "epoch": (step - 1) // (total // args.epochs), "loss": loss, "kl": kl, "grad_norm": norm,
                         "lr": optimizer.param_groups[0]["lr"], "learned_tokens": learned, "seconds": time.time() - began}
                 if args.eval_every and step % args.eval_every == 0:
                     line["eval"] = metrics(evaluate(model, tokenizer, problems, args))
-                bar.set_postfix(loss=f"{total_loss:.3f}", grad=f"{norm:.2f}")
+                bar.set_postfix(loss=f"{loss:.3f}", grad=f"{norm:.2f}")
                 save_step(folder, line, steps, {"run": this_run, "columns": columns}, args, caught, model, optimizer)
         answers = evaluate(model, tokenizer, problems, args)
         columns["SFT"] = report(answers)

@@ -7,7 +7,12 @@ the answers to choose from. A check is written out step by step; one that fails 
 Some questions to solve carry notes, other people's wrong answers and the checks that refute them. The policy never sees a
 second attempt of its own, nor an answer, its check and another answer in one response: that is left to the three stages.
 
-    python -m nanoverify.pretrain --out nanoverify/policy --overwrite      # the recipe that made the shipped policy; 34 minutes on one core
+    python -m nanoverify.pretrain --out policy                                              # from scratch, 45 minutes on one core
+    python -m nanoverify.pretrain --model OLD --steps 1800 --lr 1.5e-3 --out policy         # go on, 11 minutes
+
+The shipped policy was made in two runs: the first command at commit d946763 (5,500 steps; each level had one number of answers to
+choose from, 2 to 4, and notes were fewer), then the second, on its result, with the code as it is. One run from scratch
+that does as well was not found in three tries: checks far from the question, or lists, were worse.
 """
 import argparse
 import json
@@ -20,13 +25,15 @@ import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
-from nanoverify.files import InputError, output_folder, run, write_json
+from nanoverify.checkpoint import load_model
+from nanoverify.files import InputError, output_folder, read_json, run, write_json
 from nanoverify.model import Config, Transformer
 from nanoverify import problems
 from nanoverify.problems import LEVELS, NAMES, SOLVE_PROMPT, choices, puzzle
 from nanoverify.verifier import VERDICTS, VERIFY_PROMPTS
 
 FAMILIES = tuple(family for family in problems.FAMILIES if family != "tickets")
+MOST = {1: 2, 2: 3, 3: 4, 4: 4, 5: 4}  # answers to choose from, by level: 2 to as many, so that it meets lists of every length
 SPECIAL = ("<|pad|>", "<|user|>", "<|assistant|>", "<|end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
@@ -93,7 +100,9 @@ def check_steps(family: str, n: dict, x: int) -> list[str]:
     if family == "consecutive":
         return [f"The numbers are {x}, {x + 1}, {x + 2}.", add(x, x + 1), add(2 * x + 1, x + 2), add(3 * x + 3, n["b"]),
                 compare(3 * x + 3 + n["b"], n["c"])]
-    pen, book = n["a"] * x, n["b"] * (x + n["d"])  # shopping
+    if family != "shopping":
+        raise NotImplementedError(f"{family}: check_steps does not know how to check it")
+    pen, book = n["a"] * x, n["b"] * (x + n["d"])
     return [add(x, n["d"]), times(n["a"], x), times(n["b"], x + n["d"]), add(pen, book), compare(pen + book, n["c"])]
 
 
@@ -168,7 +177,8 @@ def drill(rng, kinds=(*ARITHMETIC, "choose", "choose")):
         left, right = compare(a, b).split(", ", 1)
         return f"The result is {a}. {left},", f" {right} {VERDICTS[a == b]}"
     if kind == "choose":  # what is excluded cannot be the answer
-        given = choices(rng, rng.choice(LEVELS))
+        level = rng.choice(LEVELS)
+        given = choices(rng, level, rng.randint(2, MOST[level]))
         no = rng.sample(given, rng.randint(1, len(given) - 1))
         text = choose(given)
         for y in no:
@@ -182,7 +192,7 @@ def drill(rng, kinds=(*ARITHMETIC, "choose", "choose")):
 def example(rng, drills: float, notes: int) -> list[tuple[str, bool]]:
     """One document as (text, is it learned?) pieces. drills: the weight of documents that only drill, against 0.81 of the others.
     Up to `notes` drills stand between question and instruction in one document of four, so that the distance to the question varies."""
-    kind = rng.choices(("drills", "solve", "refuted", "again", "check", "phrase"), (100 * drills, 8, 6, 5, 61, 1))[0]
+    kind = rng.choices(("drills", "solve", "refuted", "again", "check", "phrase"), (100 * drills, 8, 12, 5, 61, 1))[0]
     exercises = [drill(rng) for _ in range(rng.randint(4, 12) if kind == "drills" else rng.choice((0, 0, 0, rng.randint(0, notes))))]
     pieces = [piece for question, result in exercises for piece in ((" " + question, False), (result, True))]
     if kind == "drills":
@@ -193,13 +203,14 @@ def example(rng, drills: float, notes: int) -> list[tuple[str, bool]]:
     family, level = rng.choice(FAMILIES), rng.choice(LEVELS)
     split = None
     while split != "train":
-        split, numbers, problem = puzzle(rng, family, level)
+        split, numbers, problem = puzzle(rng, family, level, rng.randint(2, MOST[level]))
     x = int(problem.answer)
     wrong = [y for y in numbers["choices"] if y != x]
     if kind in ("solve", "refuted"):
         prompt, response = SOLVE_PROMPT, solve_text(family, numbers, x)
         given = x
-        for y in rng.sample(wrong, rng.randint(1, min(len(wrong), 2))) if kind == "refuted" else ():
+        others = [*wrong, *rng.sample([y for y in range(2, 13) if y != x and y not in wrong], 3 - min(len(wrong), 3))]
+        for y in rng.sample(others, rng.randint(1, 3)) if kind == "refuted" else ():
             pieces += refuted(rng, family, numbers, y, x)
     else:
         if rng.random() < 0.1:  # not every guess is one of the choices
@@ -245,9 +256,10 @@ def batches(tokenizer, rng, rows: int, tokens: int, drills: float, notes: int):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True, help="folder of the checkpoint")
+    parser.add_argument("--model", metavar="DIR", help="go on from this policy, with rows of the last kind alone")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier output")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=5500, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=6500, help="optimizer steps; the first eighth drills alone, the last fifth rows with questions far away")
     parser.add_argument("--tokens-per-step", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=3e-3, help="peak of AdamW; Muon's is 7 times that; linear to 0 over the last 90%%")
     parser.add_argument("--hidden", type=int, default=128, help="width D")
@@ -260,20 +272,23 @@ def main(argv=None):
 
     torch.manual_seed(args.seed)
     rng = random.Random(args.seed)
-    tokenizer = train_tokenizer(rng, 1024)
-    config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": tokenizer.get_vocab_size(),
-        "hidden_size": args.hidden, "intermediate_size": 3 * args.hidden, "num_hidden_layers": args.layers,
-        "num_attention_heads": args.hidden // 32, "num_key_value_heads": args.hidden // 64, "head_dim": 32,
-        "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
-        "tie_word_embeddings": True, "attention_bias": False, "bos_token_id": None, "torch_dtype": "bfloat16",
-        "eos_token_id": tokenizer.token_to_id("<|end|>"), "pad_token_id": tokenizer.token_to_id("<|pad|>")}
-    model = Transformer(Config.from_dict(config))
-    for name, parameter in model.named_parameters():
-        if parameter.dim() == 2:
-            torch.nn.init.normal_(parameter, std=0.02 if "embed" in name else parameter.shape[1] ** -0.5)
-        if name.endswith(("o_proj.weight", "down_proj.weight")):
-            parameter.data /= (2 * args.layers) ** 0.5
+    if args.model:
+        tokenizer, config, model = Tokenizer.from_file(f"{args.model}/tokenizer.json"), read_json(f"{args.model}/config.json"), load_model(args.model)
+    else:
+        tokenizer = train_tokenizer(rng, 1024)
+        config = {
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": tokenizer.get_vocab_size(),
+            "hidden_size": args.hidden, "intermediate_size": 3 * args.hidden, "num_hidden_layers": args.layers,
+            "num_attention_heads": args.hidden // 32, "num_key_value_heads": args.hidden // 64, "head_dim": 32,
+            "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+            "tie_word_embeddings": True, "attention_bias": False, "bos_token_id": None, "torch_dtype": "bfloat16",
+            "eos_token_id": tokenizer.token_to_id("<|end|>"), "pad_token_id": tokenizer.token_to_id("<|pad|>")}
+        model = Transformer(Config.from_dict(config))
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2:
+                torch.nn.init.normal_(parameter, std=0.02 if "embed" in name else parameter.shape[1] ** -0.5)
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.data /= (2 * args.layers) ** 0.5
     # Muon for the matrices of the layers: after 480 steps a loss of 0.46 against AdamW's 0.57. It came with torch 2.9.
     matrices = [p for p in model.model["layers"].parameters() if p.dim() == 2]
     others = [p for p in model.parameters() if p.dim() != 2 or p is model.lm_head.weight]
@@ -285,10 +300,10 @@ def main(argv=None):
     log, start, seen = [], time.time(), 0
     first = batches(tokenizer, rng, args.tokens_per_step // 256, 256, drills=1.0, notes=0)
     second = batches(tokenizer, rng, args.tokens_per_step // 256, 256, drills=0.3, notes=0)
-    third = batches(tokenizer, rng, args.tokens_per_step // 512, 512, drills=0.2, notes=12)  # questions far away, for long responses
+    third = batches(tokenizer, rng, args.tokens_per_step // 512, 512, drills=0.2, notes=16)  # questions far away, for long responses
     bar = tqdm(range(1, args.steps + 1), desc="pretrain")
     for step in bar:
-        rows, learned = next(first if step <= 0.12 * args.steps else second if step <= 0.8 * args.steps else third)
+        rows, learned = next(third if args.model or step > 0.8 * args.steps else first if step <= 0.12 * args.steps else second)
         inputs, targets, mask = rows[:, :-1], rows[:, 1:], learned[:, 1:]
         for optimizer, peak in zip(optimizers, peaks):
             optimizer.param_groups[0]["lr"] = peak * min(step / 200, (args.steps + 1 - step) / (0.9 * args.steps), 1)

@@ -38,7 +38,7 @@ SOLVE_PROMPT = '{question}\nThink step by step and end with "The answer is ...".
 
 UNKNOWN = {1: (2, 5), 2: (2, 6), 3: (2, 8), 4: (2, 9), 5: (2, 9)}  # the unknown x
 SMALL = {1: (1, 12), 2: (1, 25), 3: (1, 50), 4: (5, 75), 5: (10, 99)}  # what is added or taken away
-CHOICES = {1: 2, 2: 3, 3: 3, 4: 4, 5: 4}  # how many answers there are to choose from
+CHOICES = {1: 2, 2: 2, 3: 2, 4: 3, 5: 3}  # how many answers there are to choose from
 
 
 def linear(rng, level, x):
@@ -140,18 +140,17 @@ def split_of(key: str) -> str:
     return "train" if bucket < 80 else "valid" if bucket < 85 else "test"
 
 
-def choices(rng: random.Random, level: int) -> list[int]:
-    """The answers to choose from, ascending: close to each other, so that an estimate does not settle it."""
+def choices(rng: random.Random, level: int, count: int) -> list[int]:
+    """`count` answers to choose from, ascending: close to each other, so that an estimate does not settle it."""
     low, high = UNKNOWN[level]
-    width = CHOICES[level] + 2
-    start = rng.randint(low, high + 1 - width)
-    return sorted(rng.sample(range(start, start + width), CHOICES[level]))
+    start = rng.randint(low, high - 1 - count)
+    return sorted(rng.sample(range(start, start + count + 2), count))
 
 
-def puzzle(rng: random.Random, family: str, level: int) -> tuple[str, dict, Problem]:
-    """One random puzzle: (its split, its numbers and `choices`, the problem)."""
+def puzzle(rng: random.Random, family: str, level: int, count: int) -> tuple[str, dict, Problem]:
+    """One random puzzle with `count` answers to choose from: (its split, its numbers and `choices`, the problem)."""
     draw, wordings = FAMILIES[family]
-    given = choices(rng, level)
+    given = choices(rng, level, count)
     x = rng.choice(given)  # any of them alike, so that nothing but the calculation tells which
     numbers = draw(rng, level, x)
     key = f"{family} {sorted(numbers.items())}"
@@ -169,7 +168,7 @@ def make_puzzles(split: str, count: int, seed: int, families=TRAINED) -> list[Pr
     chosen, misses = {}, 0
     while len(chosen) < count:
         cell = cells[len(chosen) % len(cells)]
-        where, _, problem = puzzle(rng, *cell)
+        where, _, problem = puzzle(rng, *cell, CHOICES[cell[1]])
         if where == split and problem.id not in chosen:
             chosen[problem.id], misses = problem, 0
             continue

@@ -1,5 +1,6 @@
 """What the three scripts and the evaluation share: flags, device and seed, the model, and who may see which question."""
 import argparse
+import hashlib
 import math
 import os
 import random
@@ -24,12 +25,25 @@ def positive(text: str) -> int:
     return value
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """A flag and its meaning on one line, so that --help stays short."""
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=31)
+
+    def _get_default_metavar_for_optional(self, action):
+        return "N" if action.type in (int, positive) else "X"
+
+
+def new_parser(description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(description=description, usage="%(prog)s [flags]", formatter_class=Help)
+
+
 def add_model_flags(parser, default=POLICY):
     group = parser.add_argument_group("model")
     group.add_argument("--model", default=default, metavar="DIR", help="Hugging Face folder or hub id (default: %(default)s)")
     group.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: CUDA where there is one")
     group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--max-new-tokens", type=positive, default=512, help="longest response, in tokens (default: %(default)s)")
+    group.add_argument("--max-new-tokens", type=positive, default=384, help="longest response, in tokens (default: %(default)s)")
     group.add_argument("--batch-size", type=positive, default=256, help="responses sampled together (default: %(default)s)")
 
 
@@ -52,7 +66,7 @@ def add_training_flags(group, save_every: int):
 
 def add_output_flags(parser, default: str):
     group = parser.add_argument_group("output")
-    group.add_argument("--out", default=default, help="folder; work goes on in OUT.part (default: %(default)s)")
+    group.add_argument("--out", default=default, metavar="DIR", help="folder; work goes on in OUT.part (default: %(default)s)")
     group.add_argument("--resume", action="store_true", help="go on with an interrupted run in OUT.part, or with a finished one in OUT up to --steps")
     group.add_argument("--overwrite", action="store_true", help="replace an earlier output")
     group.add_argument("--allow-changes", action="store_true", help="--resume even with other arguments or files than before")
@@ -148,8 +162,9 @@ def test_problems(args) -> list[Problem]:
 
 def asked(args) -> dict:
     """What makes two evaluations comparable."""
+    questions = hashlib.sha256("\n".join(problem.question for problem in test_problems(args)).encode("utf-8", "surrogatepass")).hexdigest()
     return {"questions": args.questions, "test_questions": args.test_questions, "test_count": args.test_count,
-            "max_new_tokens": args.max_new_tokens}
+            "max_new_tokens": args.max_new_tokens, "sha256": questions}
 
 
 def earlier_evaluations(args) -> dict[str, dict]:

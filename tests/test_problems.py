@@ -27,7 +27,7 @@ def puzzles():
 
 def draw_all(rng, cells, count):
     """Numbers without the answers to choose from."""
-    drawn = [(family, level, *puzzle(rng, family, level)) for family, level in cells for _ in range(count)]
+    drawn = [(family, level, *puzzle(rng, family, level, CHOICES[level])) for family, level in cells for _ in range(count)]
     return [(family, level, split, {k: v for k, v in numbers.items() if k != "choices"}, problem) for family, level, split, numbers, problem in drawn]
 
 
@@ -46,6 +46,7 @@ def solutions(family, n):
         "shopping": lambda x: n["a"] * x + n["b"] * (x + n["d"]) == n["c"],
     }
     fits["tickets"] = fits["stamps"]
+    assert family in fits, f"{family}: add to `fits` which x answer it"
     return [x for x in range(201) if fits[family](x)]
 
 
