@@ -8,7 +8,6 @@ and easy questions are thinned by --keep-easy only.
     python build_data.py                                             # built-in puzzles and policy -> out/data
     python build_data.py --model DIR --questions gsm8k_train.jsonl   # a real checkpoint, real questions
 """
-import argparse
 import collections
 import random
 import shutil
@@ -18,7 +17,7 @@ from nanoverify.answers import extract
 from nanoverify.checkpoint import checkpoint_files, load_model
 from nanoverify.evaluate import respond, share
 from nanoverify.files import InputError, output_folder, run, write_json, write_jsonl
-from nanoverify.stage import add_model_flags, add_output_flags, add_question_flags, load, positive, print_memory, print_time, train_problems
+from nanoverify.stage import add_model_flags, add_output_flags, add_question_flags, load, new_parser, positive, print_memory, print_time, train_problems
 from nanoverify.state import identity, parts, same_run
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.trajectory import as_row, attempts_for, choose_attempts, compose, loss_mask, parse, usable, well_formed
@@ -29,7 +28,7 @@ PART = 1000  # questions between two saves
 
 
 def flags(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     add_output_flags(parser, "out/data")
     add_model_flags(parser)
     add_question_flags(parser)
@@ -41,7 +40,7 @@ def flags(argv):
     group.add_argument("--verifier-model", metavar="DIR", help="model that writes the verifications (default: --model)")
     group.add_argument("--verifications", type=positive, default=1, help="tries per answer and style (default: %(default)s)")
     group.add_argument("--styles", nargs="+", choices=tuple(VERIFY_PROMPTS), default=["confirmative"],
-                       help="styles that go into the trajectories; both are measured (default: %(default)s)")
+                       help="styles that go into the trajectories; all are measured (default: %(default)s)")
     group.add_argument("--attempts", type=int, default=4, metavar="N", help="of the longest trajectories, for the hardest questions (default: %(default)s)")
     group.add_argument("--keep-easy", type=float, default=1.0, help="share kept of questions never answered wrong; paper's code: 0.24 (default: %(default)s)")
     args = parser.parse_args(argv)
@@ -87,7 +86,7 @@ def main(argv=None):
             else:
                 chosen[i] = solves
 
-        # 2. a model verifies each distinct answer in both styles; kept where the rule agrees
+        # 2. a model verifies each distinct answer in every style; kept where the rule agrees
         judge = load_model(args.verifier_model, args.device) if args.verifier_model else model
         judge_tokenizer = Tokenizer.load(args.verifier_model) if args.verifier_model else tokenizer
         claims = [(i, j) for i in chosen for j in range(len(chosen[i]))]

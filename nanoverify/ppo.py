@@ -54,6 +54,7 @@ def action_rewards(trajectory: Trajectory, punish_cut: bool = True, may_give_up:
 def leave_one_out(rewards):
     """Each reward minus the mean of the OTHER samples of its prompt (RLOO, Ahmadian et al. 2024). (P, M) -> (P, M)."""
     M = rewards.shape[1]
+    rewards = rewards - rewards[:, :1]  # so that equal rewards give exactly 0, whatever they are: `centre_by_context` asks for that
     return (rewards - rewards.mean(1, keepdim=True)) * M / (M - 1)
 
 
