@@ -38,7 +38,7 @@ SOLVE_PROMPT = '{question}\nThink step by step and end with "The answer is ...".
 
 UNKNOWN = {1: (2, 5), 2: (2, 6), 3: (2, 8), 4: (2, 9), 5: (2, 9)}  # the unknown x
 SMALL = {1: (1, 12), 2: (1, 25), 3: (1, 50), 4: (5, 75), 5: (10, 99)}  # what is added or taken away
-CHOICES = {1: 2, 2: 2, 3: 2, 4: 3, 5: 3}  # how many answers there are to choose from
+CHOICES = {1: 2, 2: 2, 3: 3, 4: 3, 5: 3}  # how many answers there are to choose from
 
 
 def linear(rng, level, x):

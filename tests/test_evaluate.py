@@ -1,12 +1,13 @@
 """The metrics of the paper, counted by hand; the table and the command line."""
+import argparse
 import json
 import random
 
 import pytest
 
-from nanoverify import evaluate
+from nanoverify import evaluate, stage
 from nanoverify.evaluate import by, metrics, report, respond, table
-from nanoverify.problems import Problem
+from nanoverify.problems import Problem, make_puzzles
 from nanoverify.trajectory import Action, Trajectory
 from nanoverify.verifier import agreement
 from test_sampler import byte_tokenizer, save_policy, tiny_model
@@ -114,3 +115,15 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert all(row["actions"][-1]["stop"] <= 5 and {"question", "response", "well_formed", "finished"} <= row.keys() for row in rows)
     evaluate.main(["--model", policy, "--test-count", "3", "--max-new-tokens", "5", "--device", "cpu"])
     assert "first_accuracy" in capsys.readouterr().out
+
+
+def test_columns_of_other_questions_are_not_reused(tmp_path, monkeypatch):
+    """Bug: a family was added, or the question file edited, and the table sets the old SFT model's figures beside the new RL model's."""
+    args = argparse.Namespace(questions=None, test_questions=None, test_count=3, max_new_tokens=9, model=str(tmp_path))
+    stage.save_evaluations(tmp_path, {"base": {"count": 3}}, args)
+    assert stage.earlier_evaluations(args) == {"base": {"count": 3}}
+    args.test_count = 4
+    assert stage.earlier_evaluations(args) == {}
+    args.test_count = 3
+    monkeypatch.setattr(stage, "make_puzzles", lambda *rest, **named: make_puzzles("valid", 3, 0))
+    assert stage.earlier_evaluations(args) == {}
