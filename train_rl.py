@@ -90,7 +90,11 @@ def offline_pool(model, tokenizer, problems, args) -> list[list[tuple[Trajectory
     kept = [(accuracy, [t for t in row if in_turn(t)]) for accuracy, row in zip(accuracies, rows) if 0.1 <= accuracy <= 0.7]
     kept = [(accuracy, row) for accuracy, row in kept if row]
     pool = [t for _, row in kept for t in row]
-    values = [[(args.reward != "process") * ppo.outcome_reward(t) + (args.reward != "outcome") * reward for reward in ppo.action_rewards(t)] for t in pool]
+    values = []
+    for t in pool:
+        actions = ppo.action_rewards(t, args.punish_cut, args.may_give_up, args.may_repeat)
+        paid = actions if args.reward == "process" else [*actions, 0.0][: len(t.actions)]  # the next action has an outcome, too
+        values.append([(args.reward != "process") * ppo.outcome_reward(t) + (args.reward != "outcome") * reward for reward in paid])
     advantages = iter(ppo.binned_advantages(values, [accuracy for accuracy, row in kept for _ in row]))
     print(f"{len(kept)} of {len(rows)} questions and {len(pool)} of {len(rows) * args.samples} responses are kept")
     return [[(t, next(advantages)) for t in row] for _, row in kept]
@@ -211,13 +215,18 @@ def main(argv=None):
     model, tokenizer = load(args)
     reference = copy.deepcopy(model).requires_grad_(False) if args.beta or args.offline else None
     problems, held_out = train_problems(args, args.count), test_problems(args)
+    prompt = share(len(tokenizer.prompt(SOLVE_PROMPT.format(question=problem.question))) for problem in problems[:100]) or 0  # mean length
+    responses, passes = args.steps * args.prompts * args.samples, args.epochs + (2 if reference else 1) / 3  # scoring is a forward pass alone
+    sampled = (min(args.offline, len(problems)) * args.samples if args.offline else responses) + args.filter * len(problems) + len(held_out)
+    print_time(model, args, tokenizer.vocab_size, sampled, args.max_new_tokens + round(prompt), responses * passes * prompt, responses * passes)
     if args.filter:
         rows = respond(model, tokenizer, problems, args.filter, args.max_new_tokens, args.temperature, args.seed, args.batch_size, "filter")
         problems = [problem for problem, row in zip(problems, rows) if 0 < share(t.solves[-1].right for t in row) < 1]
         print(f"{len(problems)} of {len(rows)} questions are sometimes solved and sometimes not")
-    pool = offline_pool(reference, tokenizer, problems[:args.offline], args) if args.offline else []
-    if len(pool or problems) < args.prompts:
-        raise InputError(f"--prompts {args.prompts}: only {len(pool or problems)} training questions")
+    pool = offline_pool(reference, tokenizer, problems[:args.offline], args) if args.offline else None
+    drawn = problems if pool is None else pool
+    if len(drawn) < args.prompts:
+        raise InputError(f"--prompts {args.prompts}: only {len(drawn)} training questions")
     value_head = None
     groups = [{"params": model.parameters(), "lr": args.lr, "peak": args.lr}]
     if args.advantage == "gae":
@@ -227,11 +236,8 @@ def main(argv=None):
         groups.append({"params": value_head.parameters(), "lr": args.value_lr, "peak": args.value_lr})
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0, fused=True)
     this_run = identity(args, *checkpoint_files(args.model))
-    print(f"{args.prompts} prompts x {args.samples} samples = {args.prompts * args.samples} responses per step, {args.minibatches * args.epochs} "
-          f"optimizer steps each, {args.steps} steps, {len(problems)} training questions")
-    prompt = share(len(tokenizer.prompt(SOLVE_PROMPT.format(question=problem.question))) for problem in problems[:100])  # mean length
-    responses, passes = args.steps * args.prompts * args.samples, args.epochs + (2 if args.beta else 1) / 3  # scoring is a forward pass alone
-    print_time(model, args, tokenizer.vocab_size, responses + len(held_out), args.max_new_tokens + round(prompt), responses * passes * prompt, passes)
+    print(f"{args.prompts} prompts x {args.samples} samples = {args.prompts * args.samples} responses per step{', at most' if pool else ''}, {args.minibatches * args.epochs} "
+          f"optimizer steps each, {args.steps} steps, {len(drawn)} training questions")
 
     with output_folder(args.out, args.resume, args.overwrite, state_bytes(model, args.keep)) as folder:
         state = go_on(folder, this_run, args, model, optimizer, value_head)
@@ -243,7 +249,7 @@ def main(argv=None):
             for step in bar:
                 clock = [time.time()]
                 # 1. rollout
-                asked = batch_of(pool or problems, args.prompts, step, args.seed)
+                asked = batch_of(drawn, args.prompts, step, args.seed)
                 rows = [[t for t, _ in row] for row in asked] if pool else respond(
                     model, tokenizer, asked, args.samples, args.max_new_tokens, args.temperature, args.seed * 1_000_003 + step, args.batch_size)
                 trajectories = [t for row in rows for t in row]  # B = P * M, samples of one prompt side by side

@@ -59,14 +59,20 @@ def main(argv=None):
             rows = list(csv.DictReader(file))
     except OSError as error:
         raise InputError(f"{args.results}: cannot be read: {error.strerror}")
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{args.results}: no table of nanoverify.study: {error}")
+    drawn = {}
     for name, (title, stages, labels, (low, high), shares) in FIGURES.items():
         try:
             groups = {label: {stage: [float(row[column]) for row in rows if row["arm"] == stage and row[column]] for stage in stages} for label, column in labels.items()}
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{args.results}: no table of nanoverify.study: {error}")
-        path = Path(args.out) / f"{name}.svg"
+        if not any(values for series in groups.values() for values in series.values()):
+            raise InputError(f"{args.results}: no table of nanoverify.study: nothing of {', '.join(stages)} in it")
+        drawn[Path(args.out) / f"{name}.svg"] = dots(title, groups, low, high, shares)
+    for path, svg in drawn.items():
         with writing(path):
-            path.write_text(dots(title, groups, low, high, shares), encoding="utf-8")
+            path.write_text(svg, encoding="utf-8")
         print(f"-> {path}")
 
 

@@ -30,6 +30,7 @@ from nanoverify.files import InputError, output_folder, read_json, run, write_js
 from nanoverify.model import Config, Transformer
 from nanoverify import problems
 from nanoverify.problems import LEVELS, NAMES, SOLVE_PROMPT, choices, puzzle
+from nanoverify.tokenizer import Tokenizer as OurTokenizer
 from nanoverify.verifier import VERDICTS, VERIFY_PROMPTS
 
 FAMILIES = tuple(family for family in problems.FAMILIES if family != "tickets")
@@ -190,7 +191,7 @@ def drill(rng, kinds=(*ARITHMETIC, "choose", "choose")):
 
 
 def example(rng, drills: float, notes: int) -> list[tuple[str, bool]]:
-    """One document as (text, is it learned?) pieces. drills: the weight of documents that only drill, against 0.81 of the others.
+    """One document as (text, is it learned?) pieces. drills: the weight of documents that only drill, against 0.87 of the others.
     Up to `notes` drills stand between question and instruction in one document of four, so that the distance to the question varies."""
     kind = rng.choices(("drills", "solve", "refuted", "again", "check", "phrase"), (100 * drills, 8, 12, 5, 61, 1))[0]
     exercises = [drill(rng) for _ in range(rng.randint(4, 12) if kind == "drills" else rng.choice((0, 0, 0, rng.randint(0, notes))))]
@@ -256,7 +257,7 @@ def batches(tokenizer, rng, rows: int, tokens: int, drills: float, notes: int):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True, help="folder of the checkpoint")
-    parser.add_argument("--model", metavar="DIR", help="go on from this policy, with rows of the last kind alone")
+    parser.add_argument("--model", metavar="DIR", help="go on from this policy (its size, not --hidden and --layers), with rows of the last kind alone")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier output")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=6500, help="optimizer steps; the first eighth drills alone, the last fifth rows with questions far away")
@@ -273,7 +274,9 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     rng = random.Random(args.seed)
     if args.model:
-        tokenizer, config, model = Tokenizer.from_file(f"{args.model}/tokenizer.json"), read_json(f"{args.model}/config.json"), load_model(args.model)
+        model, config = load_model(args.model), read_json(f"{args.model}/config.json")
+        OurTokenizer.load(args.model)  # refuses a bad one in one line
+        tokenizer = Tokenizer.from_file(f"{args.model}/tokenizer.json")
     else:
         tokenizer = train_tokenizer(rng, 1024)
         config = {

@@ -109,18 +109,21 @@ def print_memory(args, reference: bool = False):
                                          getattr(args, "recompute", False), reference)))
 
 
-def print_time(model, args, vocab_size: int, responses: int, longest: int = 0, tokens: float = 0, passes: float = 0):
+def print_time(model, args, vocab_size: int, responses: int, longest: int = 0, tokens: float = 0, trained: float = 0):
     """How long the stage will take, from one step of each kind at its largest. responses: how many are sampled; longest: tokens of the
-    longest sequence trained on, 0: no training; tokens: what is known now to be trained on; passes: forward and backward passes over each response."""
+    longest sequence trained on, 0: no training; tokens: what is known now to be trained on; trained: forward and backward passes over responses, all in all."""
     context = model.config.max_position_embeddings
-    per_token = cost.decoding_step(model, args.batch_size, min(args.max_new_tokens + 256, context)) / args.batch_size
+    moments = [torch.zeros_like(p) for p in model.parameters() for _ in range(2)] if longest else []  # Adam's memory is taken
+    rows = max(min(args.batch_size, responses), 1)
+    per_token = responses * cost.decoding_step(model, rows, min(args.max_new_tokens + 256, context)) / rows
     fixed = 0.0
     if longest:
         longest = min(longest, context)
         rows = max(args.micro_tokens // longest, 1)
-        trained = cost.training_pass(model, rows, longest, vocab_size) / (rows * longest)
-        fixed, per_token = tokens * trained, per_token + passes * trained
-    print(cost.time_line(fixed, responses * per_token))
+        seconds = cost.training_pass(model, rows, longest, vocab_size) / (rows * longest)
+        fixed, per_token = tokens * seconds, per_token + trained * seconds
+    del moments
+    print(cost.time_line(fixed, per_token))
 
 
 def bad_lines(args) -> list | None:

@@ -11,7 +11,7 @@ Arms: `main` is the three scripts with their defaults; the others start from mai
     process, both    RL with other rewards; gae: with a value head; per-action: one ratio for each action; offline: sampled once
     no-sft           RL from the base
     problem-solving, both-styles     SFT on trajectories whose verifications are in this style, in either
-What is there already (an evaluation.json in its folder) is not run again.
+What is there already (an arguments.json in its folder) is not run again; the vote, which has no folder, is.
 """
 import argparse
 import csv
@@ -66,7 +66,7 @@ def majority(main: Path, seed: int) -> dict:
     """first_accuracy: of one sample; final_accuracy: of the answer given most often, the earliest of these on a tie; by level, too."""
     problems = make_puzzles("test", 500, seed=0)
     columns = read_json(main / "evaluation.json")["columns"]
-    votes = round(columns["RL"]["tokens_per_response"] / columns["base"]["tokens_per_response"])
+    votes = max(round(columns["RL"]["tokens_per_response"] / columns["base"]["tokens_per_response"]), 1)
     rows = respond(load_model(POLICY, "cpu"), Tokenizer.load(POLICY), problems, votes, 64, 1.0, seed)
     chosen = []
     for row in rows:

@@ -108,11 +108,14 @@ def test_time_by_hand(monkeypatch, capsys):
     monkeypatch.setattr(cost, "decoding_step", lambda model, rows, slots: seen.append((rows, slots)) or 0.5)
     monkeypatch.setattr(cost, "training_pass", lambda model, rows, length, vocab_size: seen.append((rows, length)) or 2.0)
     args = argparse.Namespace(batch_size=10, max_new_tokens=200, micro_tokens=1000)
-    stage.print_time(Transformer(config()), args, 300, responses=6000, longest=250, tokens=30_000, passes=1.5)
+    stage.print_time(Transformer(config()), args, 300, responses=6000, longest=250, tokens=30_000, trained=9000)
     # a response token: 0.5 s / 10 rows to sample, 2 s / (4 rows of 250) * 1.5 to train = 0.053 s; 6000 responses of 100 tokens: 31,800 s; known: 60 s
     assert seen == [(10, 456), (4, 250)] and "about 1.0 minutes + 530.0 for every 100 tokens" in capsys.readouterr().out
     stage.print_time(Transformer(config()), args, 300, responses=12)
     assert "about 0.0 minutes + 1.0 for every" in capsys.readouterr().out
+    del seen[:]
+    stage.print_time(Transformer(config(max_position_embeddings=128)), args, 300, responses=3, longest=500)
+    assert seen == [(3, 128), (7, 128)]  # no more rows than responses, no longer than the context
 
 
 def test_rehearsal_leaves_nothing_behind():

@@ -36,6 +36,8 @@ def test_command(tmp_path, capsys):
     dots = {name: (tmp_path / f"{name}.svg").read_text().count("<circle") for name in figures.FIGURES}
     assert dots == {"accuracy": 3 * 2 * 7 - 2, "verification": 2 * 2 * 6, "attempts": 2 * 2 * 5}
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    for bad in ("other.csv", "missing.csv"):
+    (tmp_path / "binary.csv").write_bytes(b"\xc8\x00")
+    (tmp_path / "empty.csv").write_text("")
+    for bad in ("other.csv", "missing.csv", "binary.csv", "empty.csv"):
         with pytest.raises(InputError, match=bad):
             figures.main([str(tmp_path / bad), "--out", str(tmp_path)])

@@ -11,6 +11,7 @@ import train_rl
 from nanoverify import ppo
 from nanoverify.checkpoint import load_model
 from nanoverify.evaluate import metrics
+from nanoverify.files import InputError
 from nanoverify.problems import Problem
 from nanoverify.trajectory import Action, Trajectory
 from test_sampler import save_policy, tiny_model
@@ -237,11 +238,17 @@ def test_offline_pool(monkeypatch):
     broken = Trajectory(PROBLEM, [3, 4], True, [Action("solve", 0, 1, "", right=True), Action("solve", 1, 2, "", right=True)])
     rows = [[made("++")] * 4, [made("--", finished=False)] * 4, [made("++"), made("-+"), made("-+", finished=False), broken]]
     monkeypatch.setattr(train_rl, "respond", lambda *rest: rows)
-    args = SimpleNamespace(samples=4, max_new_tokens=9, temperature=1.0, seed=0, batch_size=9, reward="outcome")
+    args = SimpleNamespace(samples=4, max_new_tokens=9, temperature=1.0, seed=0, batch_size=9, reward="outcome", punish_cut=True, may_give_up=True, may_repeat=False)
     pool = train_rl.offline_pool(None, None, [PROBLEM] * 3, args)
     assert [[t for t, _ in row] for row in pool] == [rows[2][:3]] and [values for _, values in pool[0]] == [[pytest.approx(4 / 3)] * 2, [pytest.approx(-2 / 3)] * 2, [pytest.approx(-2 / 3)] * 2]
     args.reward = "both"
     assert train_rl.offline_pool(None, None, [PROBLEM] * 3, args)[0][0][1] == [pytest.approx(2 - (2 - 2 - 2) / 3), pytest.approx(2 - (2 + 0 - 2) / 3)]
+    args.reward, args.may_give_up = "process", False
+    monkeypatch.setattr(train_rl, "respond", lambda *rest: [[made("++"), made("-+"), made("++"), made("-+")]])
+    [row] = train_rl.offline_pool(None, None, [PROBLEM], args)
+    assert [values for _, values in row] == [[1, 1], [-1, -1]] * 2  # to give up is punished, as online
+    args.may_give_up = True
+    assert train_rl.offline_pool(None, None, [PROBLEM], args)[0][1][1] == [-1, 0]
 
 
 # ---- losses ---------------------------------------------------------------------------------------------------------
@@ -472,6 +479,47 @@ def test_flags_reach_the_arithmetic(monkeypatch):
     r = Rollout(0.02, settings(ratio="action"), advantages=torch.ones(8, 1))
     r.update()
     assert sorted(n for _, lengths in seen for n in lengths) == sorted(a.stop - a.start for t in r.trajectories for a in t.actions)
+
+
+def test_ratio_by_action_in_micro_batches(fp32):
+    """Bug: the actions' lengths are those of another order of the responses."""
+    found = []
+    for micro_tokens in (1, 8192):
+        r = Rollout(0.1, settings(ratio="action", micro_tokens=micro_tokens), advantages=torch.ones(8, 1))
+        r.old[0] += 0.2 * torch.randn(r.old[0].shape, generator=torch.Generator().manual_seed(0))
+        r.update()
+        found.append(torch.cat([p.detach().flatten() for p in r.model.parameters()]))
+    torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("beta", ["0.1", "0"])
+def test_offline_ratio_and_kl_are_to_the_reference(beta, tmp_path, monkeypatch):
+    """Bug: the offline ratio is that to the policy of each step; the KL pushes away from the reference, or is forgotten."""
+    folder = save_policy(tmp_path / "policy")
+    pool = [[(made(signs), [1.0 + i, -0.5, 0.25, 2.0][: len(signs)]) for i, signs in enumerate(("++", "-+++"))] for _ in range(2)]
+    monkeypatch.setattr(train_rl, "offline_pool", lambda *rest: pool)
+    real, steps = train_rl.update, []
+
+    def update(model, head, optimizer, tokenizer, prompts, trajectories, advantages, old, returns, args, *rest):
+        now, start = (train_rl.score(m, tokenizer, prompts, trajectories, args)[0] for m in (model, load_model(folder)))
+        by_actions = train_rl.ppo.spread([[1.0, -0.5] if len(t.actions) == 2 else [2.0, -0.5, 0.25, 2.0] for t in trajectories], trajectories, now.shape[1])
+        steps.append((now - start).abs().max().item())
+        torch.testing.assert_close(old[0], start)
+        torch.testing.assert_close(advantages, by_actions - float(beta) * (now - start))
+        return real(model, head, optimizer, tokenizer, prompts, trajectories, advantages, old, returns, args, *rest)
+    monkeypatch.setattr(train_rl, "update", update)
+    train_rl.main(["--model", folder, "--out", str(tmp_path / "out"), "--steps", "2", "--prompts", "2", "--samples", "2", "--max-new-tokens", "6",
+                   "--test-count", "2", "--count", "5", "--lr", "0.05", "--device", "cpu", "--offline", "2", "--beta", beta])
+    assert steps[0] == 0 and steps[1] > 0.01
+
+
+def test_offline_without_questions_is_refused(tmp_path, monkeypatch):
+    """Bug: where no question is kept, the run goes on online."""
+    monkeypatch.setattr(train_rl, "offline_pool", lambda *rest: [])
+    with pytest.raises(InputError, match="only 0 training questions"):
+        train_rl.main(["--model", save_policy(tmp_path / "policy"), "--out", str(tmp_path / "out"), "--steps", "1", "--prompts", "2", "--samples", "2",
+                       "--max-new-tokens", "6", "--test-count", "2", "--count", "5", "--device", "cpu", "--offline", "4"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_outcome_is_centred_by_default():
