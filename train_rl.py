@@ -242,7 +242,8 @@ def main(argv=None):
     with output_folder(args.out, args.resume, args.overwrite, state_bytes(model, args.keep)) as folder:
         state = go_on(folder, this_run, args, model, optimizer, value_head)
         columns = state.get("columns") or earlier_evaluations(args) or {"start": report(evaluate(model, tokenizer, held_out, args))}
-        average = [parameter.detach().clone() for parameter in model.parameters()] if "average" not in state else state["average"]
+        # on the CPU, for a GPU has no room to spare
+        average = state["average"] if "average" in state else [parameter.detach().to("cpu", copy=True) for parameter in model.parameters()]
         totals = {tuple(context): entry for context, entry in state.get("totals", [])}  # of the context baselines
         bar = tqdm(range(state["step"] + 1, args.steps + 1), desc="RL", initial=state["step"], total=args.steps)
         with signals() as caught:
@@ -271,7 +272,7 @@ def main(argv=None):
                 signs = update(model, value_head, optimizer, tokenizer, prompts, trajectories, advantages, old, returns, args,
                                random.Random(f"minibatches {args.seed} {step}"), f"step {step}")
                 for mean, parameter in zip(average, model.parameters()):
-                    mean.lerp_(parameter.detach(), 1 - min(args.average, (step - 1) / step))  # a plain mean at first
+                    mean.lerp_(parameter.detach().cpu(), 1 - min(args.average, (step - 1) / step))  # a plain mean at first
                 clock.append(time.time())
 
                 found = metrics(trajectories)

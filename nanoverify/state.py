@@ -142,7 +142,7 @@ def go_on(folder: Path, run: dict, args, model, optimizer, value_head=None) -> d
         log.touch()
         os.truncate(log, lines.rfind(b"\n") + 1)
     average = [tensors[f"average.{number}"] for number in range(sum(name.startswith("average.") for name in tensors))]
-    return {**state, "average": [mean.to(parameter.device) for mean, parameter in zip(average, model.parameters())]}
+    return {**state, "average": average}
 
 
 def save_step(folder: Path, line: dict, last: int, state: dict, args, caught: list, model, optimizer, value_head=None, average=()):
