@@ -6,7 +6,7 @@ numbers and in how many answers there are to choose from. Who may see a puzzle i
 its numbers, so two wordings of the same puzzle never end up on different sides.
 
     >>> make_puzzles("train", 1, seed=0)[0]
-    Problem(id='...', question='... What is the number? Choose from 4, 5, 6, 8.', answer='6', family='linear', level=...)
+    Problem(id='...', question='... What is the number? Choose from 4, 6, 8.', answer='6', family='linear', level=...)
 """
 import hashlib
 import math
