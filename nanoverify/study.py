@@ -132,7 +132,8 @@ def main(argv=None):
         cells = []
         for name in names:
             found = [row[key] for row in rows if row["arm"] == name and row[key] is not None]
-            cells.append(f"{cell(key, sum(found) / len(found))} ({cell(key, min(found))} to {cell(key, max(found))})" if found else "-")
+            span = f" ({cell(key, min(found))} to {cell(key, max(found))})" if found and min(found) < max(found) else ""
+            cells.append(cell(key, sum(found) / len(found)) + span if found else "-")
         print(f"| `{key}` | " + " | ".join(cells) + " |")
 
 
