@@ -34,7 +34,6 @@ import importlib.util
 import math
 import random
 import tempfile
-import time
 from statistics import median
 
 import torch
@@ -42,6 +41,7 @@ import torch
 import train_rl
 import train_sft
 from nanoverify.checkpoint import find_folder, load_model
+from nanoverify.cost import now
 from nanoverify.evaluate import respond
 from nanoverify.export import outcome_rewards, question_row
 from nanoverify.files import InputError, run
@@ -84,12 +84,6 @@ def training_operations(config, lengths: list[int], learned: int) -> int:
 
 
 # ---- the clock ----------------------------------------------------------------------------------------------------------
-
-def now(device) -> float:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
 
 def take_turns(contestants: dict, repeat: int) -> dict[str, list]:
     """{name: function of the round's number} -> {name: what it returned in rounds 1, 2, ...}; round 0 pays for what is set up once."""

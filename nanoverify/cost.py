@@ -52,16 +52,19 @@ def memory_line(parts: dict[str, int]) -> str:
 
 # ---- time: the largest step of each kind is taken twice, so that a lack of memory shows now and not in an hour ----
 
+def now(device) -> float:
+    """Seconds, when all work given to the device is done."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def seconds_of(work, device) -> float:
     """Of its second run: the first one also pays for what is set up once."""
     for _ in range(2):
-        if torch.device(device).type == "cuda":
-            torch.cuda.synchronize()
-        began = time.perf_counter()
+        began = now(device)
         work()
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return now(device) - began
 
 
 @torch.inference_mode()

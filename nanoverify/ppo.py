@@ -164,7 +164,8 @@ def mean_by_action(x, lengths: list[int]):
 def ppo_loss(new, old, advantages, clip_low: float, clip_high: float, dual_clip: float = 3.0, lengths: list[int] | None = None):
     """-sum min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r = exp(new - old) (Schulman et al. 2017, eq. 7). All (N,).
 
-    With the actions' `lengths`, r is one for each action (`mean_by_action`). Where A < 0, a large r is unbounded; there the term is at least dual_clip * A (Ye et al. 2020, eq. 5).
+    With the actions' `lengths`, r is one for each action (`mean_by_action`).
+    Where A < 0, a large r is unbounded; there the term is at least dual_clip * A (Ye et al. 2020, eq. 5).
     Also the vital signs, as sums: approx_kl = r - 1 - log r; tokens clipped below and above.
     """
     log_ratio = (new - old).clamp(-20, 20)

@@ -64,8 +64,8 @@ def correct_only(data: Path, out: Path, seed: int):
 
 def majority(main: Path, seed: int) -> dict:
     """first_accuracy: of one sample; final_accuracy: of the answer given most often, the earliest of these on a tie; by level, too."""
-    problems = make_puzzles("test", 500, seed=0)
-    columns = read_json(main / "evaluation.json")["columns"]
+    saved = read_json(main / "evaluation.json")
+    problems, columns = make_puzzles("test", saved["asked"]["test_count"], seed=0), saved["columns"]
     votes = max(round(columns["RL"]["tokens_per_response"] / columns["base"]["tokens_per_response"]), 1)
     rows = respond(load_model(POLICY, "cpu"), Tokenizer.load(POLICY), problems, votes, 64, 1.0, seed)
     chosen = []

@@ -24,7 +24,7 @@ def test_every_variant_parses():
 
 def test_majority(monkeypatch, tmp_path):
     """Bug: the vote counts right answers, a tie goes to the last one, or the number of votes is not what RL's tokens pay for."""
-    write_json(tmp_path / "evaluation.json", {"columns": {"base": {"tokens_per_response": 10.0}, "RL": {"tokens_per_response": 42.0}}})
+    write_json(tmp_path / "evaluation.json", {"asked": {"test_count": 3}, "columns": {"base": {"tokens_per_response": 10.0}, "RL": {"tokens_per_response": 42.0}}})
     answers = {"a": "1212", "b": "3211", "c": "2233"}  # the right answer is 1: a tie won by the earliest, won, lost
     asked = []
 
