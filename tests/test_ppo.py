@@ -556,6 +556,22 @@ def test_shuffled_rewards_keep_their_multiset(seed, monkeypatch):
     assert sorted(shuffled) == pytest.approx(sorted(outcomes)) and shuffled != pytest.approx(outcomes)
 
 
+@pytest.mark.parametrize("decay, expected", [("0.9", 2.0), ("0.5", 2.25), ("0", 3.0)])
+def test_average_of_the_weights(decay, expected, tmp_path, monkeypatch):
+    """Bug: the average keeps the start, weighs new and old the wrong way round, or is not what is saved."""
+    save_policy(tmp_path / "policy")
+
+    def update(model, *rest):
+        with torch.no_grad():
+            model.model["norm"].weight += 1  # 1, 2 and 3 above the start: the plain mean is 2, (1.5 + 3) / 2 is 2.25
+        return {"approx_kl": 0.0}
+    monkeypatch.setattr(train_rl, "update", update)
+    train_rl.main(["--model", str(tmp_path / "policy"), "--out", str(tmp_path / "out"), "--steps", "3", "--prompts", "2", "--samples", "2",
+                   "--max-new-tokens", "4", "--test-count", "2", "--count", "5", "--device", "cpu", "--average", decay])
+    before, after = (load_model(tmp_path / name).model["norm"].weight for name in ("policy", "out"))
+    torch.testing.assert_close(after - before, torch.full_like(before, expected))
+
+
 def test_filter_keeps_what_is_sometimes_solved(tmp_path, monkeypatch, capsys):
     """Bug: questions always or never solved stay, or the others go."""
     save_policy(tmp_path / "policy")

@@ -1,6 +1,8 @@
 """Log-probs, entropies, divergences and masks against torch's own functions and transformers' gradients."""
+import argparse
 import json
 import random
+from unittest import mock
 
 import pytest
 import torch
@@ -115,17 +117,25 @@ ROWS = [([n + 1, 3, 5][: 1 + n % 3], [random.Random(10 * n + i).randrange(REAL) 
 MASKS = [[random.Random(99 * n + i).random() < 0.6 for i in range(2 + n)] for n in range(8)]
 
 
-def gradients(model, budget):
-    """Mean loss over all learned tokens of ROWS, in micro-batches, as train_sft does it."""
+def gradients(model, budget, base=None, kl=0.0):
+    """Mean loss over all learned tokens of ROWS, by train_sft's own step, in fp32 on any processor."""
     model.zero_grad()
-    learned, total = sum(map(sum, MASKS)), 0.0
-    for part in micro_batches([len(p) + len(r) for p, r in ROWS], budget):
-        ids, select = pad([ROWS[i] for i in part], [MASKS[i] for i in part], "cpu")
-        log_probs, _ = log_probs_and_entropy(model.hidden(ids[:, :-1])[select], model.lm_head.weight, ids[:, 1:][select], REAL)
-        loss = -log_probs.sum() / learned
-        loss.backward()
-        total += loss.item()
+    batch = [(prompt, ids, mask, n) for n, ((prompt, ids), mask) in enumerate(zip(ROWS, MASKS))]
+    with mock.patch.object(train_sft, "autocast", lambda device: torch.autocast("cpu", enabled=False)):
+        total, *_ = train_sft.accumulate(model, base, batch, REAL, argparse.Namespace(micro_tokens=budget, device="cpu", kl=kl))
     return total, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def test_kl_pulls_towards_the_base():
+    """Bug: the sign of --kl, or its mean is taken over another number of tokens than the loss's."""
+    model, base = tiny_model(vocab_size=V, seed=0), tiny_model(vocab_size=V, seed=1).requires_grad_(False)
+    plain, pulled = gradients(model, 20)[1], gradients(model, 20, base, kl=0.5)[1]
+    ids, select = pad(ROWS, MASKS, "cpu")
+    ours, theirs = (m(ids[:, :-1])[select][:, :REAL].log_softmax(-1) for m in (model, base))
+    model.zero_grad()
+    (0.5 * F.kl_div(theirs, ours, log_target=True, reduction="batchmean")).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(pulled[name] - plain[name], parameter.grad, atol=1e-5, rtol=1e-4)
 
 
 def test_gradient_does_not_depend_on_the_micro_batch():
