@@ -39,7 +39,7 @@ def flags(argv):
     add_model_flags(parser, default="out/sft")
     add_question_flags(parser)
     group = parser.add_argument_group("rollout")
-    group.add_argument("--steps", type=positive, default=40, help="rollouts (default: %(default)s)")
+    group.add_argument("--steps", type=positive, default=30, help="rollouts (default: %(default)s)")
     group.add_argument("--prompts", type=positive, default=64, metavar="P", help="questions per step, as in the paper (default: %(default)s)")
     group.add_argument("--samples", type=int, default=8, metavar="M", help="responses per question; paper: 4 (default: %(default)s)")
     group.add_argument("--temperature", type=float, default=1.0, help="of rollouts and log-probs; paper: 0.7 (default: %(default)s)")
@@ -100,16 +100,27 @@ def offline_pool(model, tokenizer, problems, args) -> list[list[tuple[Trajectory
     return [[(t, next(advantages)) for t in row] for _, row in kept]
 
 
-def score(model, tokenizer, prompts, trajectories, args, value_head=None):
-    """Log-probs, entropies and values of all response tokens, three tensors (B, T) on the CPU, without gradient."""
+def scored(trajectories, args) -> list[int]:
+    """The responses whose log-probs are needed: with outcome rewards alone, those to questions that were not always or never solved; the
+    others have no advantage."""
+    if args.reward != "outcome" or args.advantage == "gae" or args.beta or args.offline or args.shuffle_rewards:
+        return list(range(len(trajectories)))
+    outcomes = [ppo.outcome_reward(t) for t in trajectories]
+    groups = [outcomes[start: start + args.samples] for start in range(0, len(outcomes), args.samples)]
+    return [i for i in range(len(outcomes)) if len(set(groups[i // args.samples])) > 1]
+
+
+def score(model, tokenizer, prompts, trajectories, rows, args, value_head=None):
+    """Log-probs, entropies and values of all response tokens of these rows, three tensors (B, T) on the CPU, without gradient."""
     width = max(len(t.ids) for t in trajectories)
     out = torch.zeros(3, len(trajectories), width)
-    for part in micro_batches([len(p) + len(t.ids) for p, t in zip(prompts, trajectories)], args.micro_tokens):
+    for part in micro_batches([len(prompts[i]) + len(trajectories[i].ids) for i in rows], args.micro_tokens):
+        part = [rows[i] for i in part]
         with torch.no_grad():
             log_probs, entropy, values = forward(model, tokenizer, [prompts[i] for i in part], [trajectories[i] for i in part], args, value_head)
-        rows = torch.repeat_interleave(torch.tensor(part), torch.tensor([len(trajectories[i].ids) for i in part]))
+        index = torch.repeat_interleave(torch.tensor(part), torch.tensor([len(trajectories[i].ids) for i in part]))
         columns = torch.cat([torch.arange(len(trajectories[i].ids)) for i in part])
-        out[:, rows, columns] = torch.stack([log_probs, entropy, values]).cpu()
+        out[:, index, columns] = torch.stack([log_probs, entropy, values]).cpu()
     return out
 
 
@@ -257,9 +268,10 @@ def main(argv=None):
                 prompts = [tokenizer.prompt(SOLVE_PROMPT.format(question=t.problem.question)) for t in trajectories]
                 clock.append(time.time())
                 # 2. old and reference log-probs, 3. rewards -> advantages
-                old = score(model, tokenizer, prompts, trajectories, args, value_head)  # log-probs, entropies, values
+                needed = scored(trajectories, args)
+                old = score(model, tokenizer, prompts, trajectories, needed, args, value_head)  # log-probs, entropies, values
                 mask = torch.tensor([[float(t < len(x.ids)) for t in range(old.shape[2])] for x in trajectories])
-                before = score(reference, tokenizer, prompts, trajectories, args)[0] if reference else old[0]
+                before = score(reference, tokenizer, prompts, trajectories, needed, args)[0] if reference else old[0]
                 kl = (old[0] - before) * mask
                 advantages, returns, rewards = advantages_of(trajectories, kl, old[2], mask, totals, args, random.Random(f"rewards {args.seed} {step}"),
                                                              [values for row in asked for _, values in row] if pool else None)
@@ -279,7 +291,7 @@ def main(argv=None):
                 outcomes = [[ppo.outcome_reward(t) for t in row] for row in rows]
                 line = {"step": step, "reward": share(r for row in outcomes for r in row),
                         "groups_without_spread": share(len(set(row)) == 1 for row in outcomes), **found, **signs,
-                        "kl_to_reference": (kl.sum() / mask.sum()).item(), "entropy": (old[1].sum() / mask.sum()).item(),
+                        "kl_to_reference": (kl.sum() / mask.sum()).item(), "entropy": (old[1].sum() / mask[needed].sum().clamp(min=1)).item(),
                         "advantage_abs": (advantages.abs().sum() / mask.sum()).item(), "advantage_max": advantages.abs().max().item(),
                         "longest": max(len(t.ids) for t in trajectories), "lr": optimizer.param_groups[0]["lr"],
                         "tokens": int(mask.sum()), "seconds_rollout": clock[1] - clock[0], "seconds_score": clock[2] - clock[1],

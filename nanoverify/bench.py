@@ -218,7 +218,7 @@ def rl(model, tokenizer, trl: bool, args) -> dict:
         rows = respond(model, tokenizer, problems, args.samples, args.max_new_tokens, args.temperature, seed=number, batch_size=args.batch_size)
         trajectories = [t for row in rows for t in row]
         prompts = [tokenizer.prompt(SOLVE_PROMPT.format(question=t.problem.question)) for t in trajectories]
-        old = train_rl.score(model, tokenizer, prompts, trajectories, args)
+        old = train_rl.score(model, tokenizer, prompts, trajectories, train_rl.scored(trajectories, args), args)
         mask = torch.tensor([[float(t < len(x.ids)) for t in range(old.shape[2])] for x in trajectories])
         advantages, returns, _ = train_rl.advantages_of(trajectories, torch.zeros_like(mask), old[2], mask, {}, args, random.Random(number))
         train_rl.update(model, None, optimizer, tokenizer, prompts, trajectories, advantages, old, returns, args, random.Random(number), "rl")

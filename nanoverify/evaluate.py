@@ -130,7 +130,7 @@ def main(argv=None):
     parser.add_argument("--questions", nargs="+", metavar="FILE", help="JSONL: GSM8K, MATH or plain (default: test puzzles)")
     parser.add_argument("--families", nargs="+", choices=tuple(FAMILIES), default=TRAINED, metavar="NAME",
                         help=f"of the puzzles; {', '.join(HELD_OUT)} are never trained on (default: all others)")
-    parser.add_argument("--test-count", type=positive, default=500, help="at most so many questions (default: %(default)s)")
+    parser.add_argument("--test-count", type=positive, default=1000, help="at most so many questions (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.add_argument("--responses", metavar="FILE", help="write every graded response as a JSON line")

@@ -53,7 +53,7 @@ def add_question_flags(parser):
     group.add_argument("--test-questions", nargs="+", metavar="FILE",
                        help="JSONL to evaluate on (default: 15%% of --questions, chosen by hash; test puzzles)")
     group.add_argument("--skip-bad-lines", action="store_true", help="leave out and count lines that cannot be used, instead of stopping at the first")
-    group.add_argument("--test-count", type=positive, default=500, help="questions evaluated (default: %(default)s)")
+    group.add_argument("--test-count", type=positive, default=1000, help="questions evaluated (default: %(default)s)")
 
 
 def add_training_flags(group, save_every: int):

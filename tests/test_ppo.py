@@ -353,7 +353,7 @@ class Rollout:
         self.optimizer = torch.optim.SGD(parameters, lr=lr)
 
     def score(self):
-        return train_rl.score(self.model, self.tokenizer, self.prompts, self.trajectories, self.args, self.value_head)
+        return train_rl.score(self.model, self.tokenizer, self.prompts, self.trajectories, range(len(self.trajectories)), self.args, self.value_head)
 
     def update(self, returns=None):
         return train_rl.update(self.model, self.value_head, self.optimizer, self.tokenizer, self.prompts, self.trajectories, self.advantages,
@@ -372,6 +372,30 @@ def test_score_equals_each_response_alone(fp32):
             expected = torch.stack([log_probs[range(n), t.ids], -(log_probs.exp() * log_probs).sum(-1), head(hidden)[:, 0]])
         torch.testing.assert_close(r.old[:, b, :n], expected, atol=1e-4, rtol=0)
         assert (r.old[:, b, n:] == 0).all()
+
+
+def test_score_of_some_responses(fp32):
+    """Bug: the log-probs of one response land in another's row where not all are scored."""
+    r = Rollout(0.0, settings(micro_tokens=30))
+    some = train_rl.score(r.model, r.tokenizer, r.prompts, r.trajectories, [5, 0, 6], r.args)
+    for b in range(8):
+        torch.testing.assert_close(some[:2, b], r.old[:2, b] * (b in (0, 5, 6)), atol=1e-5, rtol=0)
+    assert not train_rl.score(r.model, r.tokenizer, r.prompts, r.trajectories, [], r.args).any()
+
+
+@pytest.mark.parametrize("changes, expected", [
+    ({"plain_outcome": False}, [0, 1, 4, 5]), ({"plain_outcome": True}, [0, 1, 4, 5]), ({"reward": "both"}, range(6)), ({"reward": "process"}, range(6)),
+    ({"beta": 0.1}, range(6)), ({"advantage": "gae"}, range(6)), ({"offline": 3}, range(6)), ({"shuffle_rewards": True}, range(6))])
+def test_all_responses_with_an_advantage_are_scored(changes, expected):
+    """Bug: a response without log-probs gets an advantage, so that its ratio is measured from a log-prob of 0."""
+    trajectories = [made(signs) for signs in ("++", "--", "+", "-+++", "--", "++")]
+    args = settings(**{"reward": "outcome", **changes})
+    assert train_rl.scored(trajectories, args) == list(expected)
+    if not changes.get("offline"):
+        width = max(len(t.ids) for t in trajectories)
+        mask, zeros = torch.tensor([[float(i < len(t.ids)) for i in range(width)] for t in trajectories]), torch.zeros(6, width)
+        found = train_rl.advantages_of(trajectories, zeros + 0.1 * mask, zeros, mask, {}, args, random.Random(0))[0]
+        assert {b for b in range(6) if found[b].any()} <= set(expected)
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -501,7 +525,7 @@ def test_offline_ratio_and_kl_are_to_the_reference(beta, tmp_path, monkeypatch):
     real, steps = train_rl.update, []
 
     def update(model, head, optimizer, tokenizer, prompts, trajectories, advantages, old, returns, args, *rest):
-        now, start = (train_rl.score(m, tokenizer, prompts, trajectories, args)[0] for m in (model, load_model(folder)))
+        now, start = (train_rl.score(m, tokenizer, prompts, trajectories, range(len(trajectories)), args)[0] for m in (model, load_model(folder)))
         by_actions = train_rl.ppo.spread([[1.0, -0.5] if len(t.actions) == 2 else [2.0, -0.5, 0.25, 2.0] for t in trajectories], trajectories, now.shape[1])
         steps.append((now - start).abs().max().item())
         torch.testing.assert_close(old[0], start)
