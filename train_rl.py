@@ -26,7 +26,7 @@ from nanoverify.evaluate import correction, evaluate, metrics, report, respond, 
 from nanoverify.files import InputError, output_folder, run, write_json, write_jsonl
 from nanoverify.model import autocast
 from nanoverify.problems import SOLVE_PROMPT
-from nanoverify.scoring import log_probs_and_entropy, micro_batches, pad
+from nanoverify.scoring import log_probs_and_entropy, micro_batches, pad, token_log_probs
 from nanoverify.stage import (add_model_flags, add_output_flags, add_question_flags, add_training_flags, batch_of, clipped_step, earlier_evaluations,
                               load, new_parser, positive, print_memory, print_time, save_evaluations, test_problems, train_problems)
 from nanoverify.state import go_on, identity, save_step, signals, state_bytes
@@ -110,29 +110,28 @@ def scored(trajectories, args) -> list[int]:
     return [i for i in range(len(outcomes)) if len(set(groups[i // args.samples])) > 1]
 
 
+@torch.no_grad()
 def score(model, tokenizer, prompts, trajectories, rows, args, value_head=None):
     """Log-probs, entropies and values of all response tokens of these rows, three tensors (B, T) on the CPU, without gradient."""
     width = max(len(t.ids) for t in trajectories)
     out = torch.zeros(3, len(trajectories), width)
     for part in micro_batches([len(prompts[i]) + len(trajectories[i].ids) for i in rows], args.micro_tokens):
         part = [rows[i] for i in part]
-        with torch.no_grad():
-            log_probs, entropy, values = forward(model, tokenizer, [prompts[i] for i in part], [trajectories[i] for i in part], args, value_head)
+        hidden, ids = forward(model, [prompts[i] for i in part], [trajectories[i] for i in part], args)
+        log_probs, entropy = log_probs_and_entropy(hidden, model.lm_head.weight, ids, tokenizer.vocab_size, args.temperature)
+        values = value_head(hidden.float())[:, 0] if value_head else torch.zeros_like(log_probs)
         index = torch.repeat_interleave(torch.tensor(part), torch.tensor([len(trajectories[i].ids) for i in part]))
         columns = torch.cat([torch.arange(len(trajectories[i].ids)) for i in part])
         out[:, index, columns] = torch.stack([log_probs, entropy, values]).cpu()
     return out
 
 
-def forward(model, tokenizer, prompts, trajectories, args, value_head=None):
-    """Log-prob, entropy and value of every response token, (N,) each, responses one after the other."""
+def forward(model, prompts, trajectories, args):
+    """The final states before all response tokens, (N, D), and the tokens, (N,), responses one after the other."""
     rows = [(prompt, t.ids) for prompt, t in zip(prompts, trajectories)]
     ids, select = pad(rows, [[1] * len(t.ids) for t in trajectories], args.device)
     with autocast(args.device):
-        hidden = model.hidden(ids[:, :-1])[select]  # (N, D)
-    log_probs, entropy = log_probs_and_entropy(hidden, model.lm_head.weight, ids[:, 1:][select], tokenizer.vocab_size, args.temperature)
-    values = value_head(hidden.float())[:, 0] if value_head else torch.zeros_like(log_probs)
-    return log_probs, entropy, values
+        return model.hidden(ids[:, :-1])[select], ids[:, 1:][select]
 
 
 def advantages_of(trajectories, kl, values, mask, totals, args, rng, offline=None):
@@ -201,12 +200,13 @@ def update(model, value_head, optimizer, tokenizer, prompts, trajectories, advan
                 batch = [i for i in batch if advantages[i].any()]  # the others have no gradient; where none is left, Adam takes no step
             for part in micro_batches([len(prompts[i]) + len(trajectories[i].ids) for i in batch], args.micro_tokens):
                 part = [batch[i] for i in part]
-                new, _, values = forward(model, tokenizer, [prompts[i] for i in part], [trajectories[i] for i in part], args, value_head)
+                hidden, ids = forward(model, [prompts[i] for i in part], [trajectories[i] for i in part], args)
+                new = token_log_probs(hidden, model.lm_head.weight, ids, tokenizer.vocab_size, args.temperature)
                 flat = lambda x: torch.cat([x[i, : len(trajectories[i].ids)] for i in part]).to(new.device)
                 loss, found = ppo.ppo_loss(new, flat(old[0]), flat(advantages), args.clip_low, args.clip_high, args.dual_clip,
                                            [a.stop - a.start for i in part for a in trajectories[i].actions] if args.ratio == "action" else None)
                 if value_head:
-                    wrong = ppo.value_loss(values, flat(old[2]), flat(returns), clip=0.2)
+                    wrong = ppo.value_loss(value_head(hidden.float())[:, 0], flat(old[2]), flat(returns), clip=0.2)
                     loss = loss + 0.5 * wrong
                     signs["value_loss"] += wrong.item()
                 (loss / count).backward()

@@ -15,7 +15,7 @@ from nanoverify.checkpoint import checkpoint_files, load_model, save_model
 from nanoverify.evaluate import evaluate, metrics, report, table
 from nanoverify.files import InputError, output_folder, print_skipped, read_jsonl, refuse, run, write_json, write_jsonl
 from nanoverify.model import autocast
-from nanoverify.scoring import kl_divergence, log_probs_and_entropy, micro_batches, pad
+from nanoverify.scoring import kl_divergence, micro_batches, pad, token_log_probs
 from nanoverify.stage import (add_model_flags, add_output_flags, add_question_flags, add_training_flags, bad_lines, batch_of, clipped_step, earlier_evaluations,
                               load, new_parser, positive, print_memory, print_time, save_evaluations, test_problems)
 from nanoverify.state import go_on, identity, save_step, signals, state_bytes
@@ -63,8 +63,7 @@ def read_rows(args, tokenizer, context: int):
 def masked_loss(model, ids, select, vocab_size: int):
     """-log-prob of all selected tokens, summed, and the final states before them, (N, D). ids, select: as `pad` makes them."""
     hidden = model.hidden(ids[:, :-1])[select]
-    log_probs, _ = log_probs_and_entropy(hidden, model.lm_head.weight, ids[:, 1:][select], vocab_size)
-    return -log_probs.sum(), hidden
+    return -token_log_probs(hidden, model.lm_head.weight, ids[:, 1:][select], vocab_size).sum(), hidden
 
 
 def accumulate(model, base, batch, vocab_size: int, args):

@@ -419,8 +419,8 @@ def test_every_response_is_used_once_per_epoch(fp32, monkeypatch):
     """Bug: with several minibatches, indices within a part are taken for indices of the rollout; all epochs have one order."""
     r, used, steps, forward = Rollout(0.0, settings(minibatches=3, epochs=4, micro_tokens=30)), [], [], train_rl.forward
     number = {id(t): i for i, t in enumerate(r.trajectories)}
-    monkeypatch.setattr(train_rl, "forward", lambda model, tokenizer, prompts, trajectories, *rest: used.extend(
-        number[id(t)] for t in trajectories) or forward(model, tokenizer, prompts, trajectories, *rest))
+    monkeypatch.setattr(train_rl, "forward", lambda model, prompts, trajectories, *rest: used.extend(
+        number[id(t)] for t in trajectories) or forward(model, prompts, trajectories, *rest))
     monkeypatch.setattr(r.optimizer, "step", lambda: steps.append(len(used)))
     r.update()
     assert steps == [8 * epoch + n for epoch in range(4) for n in (3, 6, 8)]
@@ -443,8 +443,8 @@ def test_an_update_moves_the_log_probs_as_the_advantages_say(A, seed, fp32):
 def test_responses_without_advantage_cost_nothing_and_change_nothing(fp32, monkeypatch):
     """Bug: leaving them out changes the gradient's denominator, or a rollout in which all are left out fails."""
     gradient, seen, forward = {}, [], train_rl.forward
-    monkeypatch.setattr(train_rl, "forward", lambda model, tokenizer, prompts, trajectories, *rest: seen.append(
-        len(trajectories)) or forward(model, tokenizer, prompts, trajectories, *rest))
+    monkeypatch.setattr(train_rl, "forward", lambda model, prompts, trajectories, *rest: seen.append(
+        len(trajectories)) or forward(model, prompts, trajectories, *rest))
     for tiny in (0.0, 1e-30):  # 1e-30 is not left out and has no gradient to speak of
         r = Rollout(0.1, settings(), advantages=torch.tensor([1.0, -1, 1, -1, tiny, tiny, tiny, tiny])[:, None])
         seen.clear()

@@ -14,7 +14,7 @@ from nanoverify import scoring
 from nanoverify.checkpoint import save_model
 from nanoverify.files import write_jsonl
 from nanoverify.problems import SOLVE_PROMPT
-from nanoverify.scoring import kl_divergence, log_probs_and_entropy, micro_batches, pad
+from nanoverify.scoring import kl_divergence, log_probs_and_entropy, micro_batches, pad, token_log_probs
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.trajectory import RECHECK, RETRY, compose
 from nanoverify.verifier import VERDICTS, Verification
@@ -41,13 +41,15 @@ def test_log_probs_and_entropy(temperature):
     logits = (hidden @ weight.T)[:, :REAL] / temperature
     torch.testing.assert_close(log_probs, -F.cross_entropy(logits, ids, reduction="none"))
     torch.testing.assert_close(entropy, torch.distributions.Categorical(logits=logits).entropy())
-    assert not entropy.requires_grad and log_probs.dtype == torch.float32
+    assert not entropy.requires_grad and not log_probs.requires_grad and log_probs.dtype == torch.float32
+    again = token_log_probs(hidden, weight, ids, REAL, temperature)
+    assert again.requires_grad and torch.equal(again, log_probs), "the ratio of new to old starts at exactly 1"
 
 
 def test_padding_of_the_vocabulary_gets_no_gradient():
     """Bug: training pushes ids that do not exist, or their log-prob of -inf makes gradients NaN."""
     hidden, weight, ids = inputs()
-    log_probs_and_entropy(hidden, weight, ids, REAL)[0].sum().backward()
+    token_log_probs(hidden, weight, ids, REAL).sum().backward()
     assert (weight.grad[REAL:] == 0).all() and weight.grad.isfinite().all() and hidden.grad.isfinite().all() and weight.grad[:REAL].abs().min() > 0
 
 
@@ -55,8 +57,8 @@ def test_half_precision_states_are_scored_in_fp32():
     """Bug: under autocast, logits of bf16 states are rounded to 3 digits before the softmax."""
     hidden, weight, ids = inputs()
     with torch.autocast("cpu", torch.bfloat16):
-        found, _ = log_probs_and_entropy(hidden.bfloat16(), weight, ids, REAL)
-    torch.testing.assert_close(found, log_probs_and_entropy(hidden.bfloat16().float(), weight, ids, REAL)[0])
+        found = token_log_probs(hidden.bfloat16(), weight, ids, REAL)
+    torch.testing.assert_close(found, token_log_probs(hidden.bfloat16().float(), weight, ids, REAL))
 
 
 @pytest.mark.parametrize("rows", [1, 4, 22])
@@ -65,7 +67,7 @@ def test_chunks_change_nothing(rows, monkeypatch):
     def results():
         hidden, weight, ids = inputs()
         other, other_weight, _ = inputs(seed=1)
-        log_probs, entropy = log_probs_and_entropy(hidden, weight, ids, REAL, 0.7)
+        log_probs, entropy = token_log_probs(hidden, weight, ids, REAL, 0.7), log_probs_and_entropy(hidden, weight, ids, REAL, 0.7)[1]
         kl = kl_divergence(hidden, weight, other.detach(), other_weight.detach(), REAL)
         (torch.linspace(-1, 1, 23) * log_probs + kl).sum().backward()
         return log_probs.detach(), entropy, kl.detach(), hidden.grad, weight.grad

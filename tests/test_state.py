@@ -377,14 +377,13 @@ def test_other_runs_are_refused(policy, data, capsys):
 
 def test_a_gradient_that_is_not_finite(policy, data, monkeypatch):
     """Bug: NaN moves the weights, is saved as the newest state, or the message does not say where it came from."""
-    real, calls = train_sft.log_probs_and_entropy, []
+    real, calls = train_sft.token_log_probs, []
 
     def poisoned(*args):
-        log_probs, entropy = real(*args)
         calls.append(1)
-        return log_probs * (float("nan") if len(calls) == 3 else 1.0), entropy
+        return real(*args) * (float("nan") if len(calls) == 3 else 1.0)
 
-    monkeypatch.setattr(train_sft, "log_probs_and_entropy", poisoned)
+    monkeypatch.setattr(train_sft, "token_log_probs", poisoned)
     with pytest.raises(InputError, match=r"step 3, trajectories \[\d\]: the gradient is not finite"):
         run_sft(policy, "out", "--save-every", "1")
     tensors, found = state.load_state(state.Path("out.part/state"))
