@@ -39,7 +39,7 @@ def flags(argv):
     add_model_flags(parser, default="out/sft")
     add_question_flags(parser)
     group = parser.add_argument_group("rollout")
-    group.add_argument("--steps", type=positive, default=30, help="rollouts (default: %(default)s)")
+    group.add_argument("--steps", type=positive, default=40, help="rollouts (default: %(default)s)")
     group.add_argument("--prompts", type=positive, default=64, metavar="P", help="questions per step, as in the paper (default: %(default)s)")
     group.add_argument("--samples", type=int, default=8, metavar="M", help="responses per question; paper: 4 (default: %(default)s)")
     group.add_argument("--temperature", type=float, default=1.0, help="of rollouts and log-probs; paper: 0.7 (default: %(default)s)")
