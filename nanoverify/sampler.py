@@ -38,15 +38,18 @@ class KVCache:
         self.rows = rows
         self.window = 0  # slots in use: the longest row, known without asking the device
 
-    def reserve(self, T: int):
-        """Fit the slots to T more tokens of the longest row. They shrink only by more than SLOTS, so that they do not swing."""
-        slots, now = -(-(self.window + T) // SLOTS) * SLOTS, self.k[0].shape[2]
-        if now - SLOTS <= slots <= now:
+    def reserve(self, T: int, rows: int = 0):
+        """Fit the slots to T more tokens of the longest row, and hold so many rows at least. Slots shrink only by more than SLOTS, so
+        that they do not swing. Rows no longer in use are not taken along: towards the end, when few are left, that is a fifth of the time."""
+        slots, (held, _, now, _), rows = -(-(self.window + T) // SLOTS) * SLOTS, self.k[0].shape, max(rows, self.rows)
+        if now - SLOTS <= slots <= now and rows <= held:
             return
         for tensors in (self.k, self.v):
-            for i, old in enumerate(tensors):  # zeros, for what is masked must still be a number
-                tensors[i] = old.new_zeros(old.shape[0], old.shape[1], slots, old.shape[3])
-                tensors[i][:, :, : self.window] = old[:, :, : self.window]
+            for i, old in enumerate(tensors):
+                tensors[i] = old.new_empty(rows, old.shape[1], slots, old.shape[3])
+                tensors[i][:held, :, : self.window] = old[:rows, :, : self.window]
+                tensors[i][:, :, self.window:] = 0  # what is masked must still be a number
+                tensors[i][held:] = 0
 
     def positions(self, T):
         return self.lengths[: self.rows, None] + torch.arange(T, device=self.lengths.device)  # (B, T)
@@ -81,7 +84,7 @@ class KVCache:
     def copy_rows(self, source: "KVCache", rows: list[int], to: list[int]):
         """Rows `rows` of `source` (may be this cache) are written over rows `to`; call `resize` afterwards."""
         width = source.window
-        self.reserve(max(width - self.window, 0))
+        self.reserve(max(width - self.window, 0), max(to) + 1)
         for mine, theirs in ((self.k, source.k), (self.v, source.v)):
             for cached, new in zip(mine, theirs):
                 cached[to, :, :width] = new[rows, :, :width]
