@@ -112,7 +112,7 @@ def scored(trajectories, args) -> list[int]:
 
 @torch.no_grad()
 def score(model, tokenizer, prompts, trajectories, rows, args, value_head=None):
-    """Log-probs, entropies and values of all response tokens of these rows, three tensors (B, T) on the CPU, without gradient."""
+    """Log-probs, entropies and values of all response tokens of these rows, three tensors (B, T) on the CPU, without gradient; 0 elsewhere."""
     width = max(len(t.ids) for t in trajectories)
     out = torch.zeros(3, len(trajectories), width)
     for part in micro_batches([len(prompts[i]) + len(trajectories[i].ids) for i in rows], args.micro_tokens):
@@ -277,6 +277,7 @@ def main(argv=None):
                                                              [values for row in asked for _, values in row] if pool else None)
                 if pool:
                     old[0] = before  # the reference wrote the responses
+                assert set(advantages.any(1).nonzero()[:, 0].tolist()) <= set(needed), "`scored` leaves out responses with an advantage"
                 clock.append(time.time())
                 # 4. update
                 for group in optimizer.param_groups:
@@ -291,7 +292,7 @@ def main(argv=None):
                 outcomes = [[ppo.outcome_reward(t) for t in row] for row in rows]
                 line = {"step": step, "reward": share(r for row in outcomes for r in row),
                         "groups_without_spread": share(len(set(row)) == 1 for row in outcomes), **found, **signs,
-                        "kl_to_reference": (kl.sum() / mask.sum()).item(), "entropy": (old[1].sum() / mask[needed].sum().clamp(min=1)).item(),
+                        "kl_to_reference": (kl.sum() / mask.sum()).item(), "entropy": (old[1].sum() / mask[needed].sum()).item() if needed else None,
                         "advantage_abs": (advantages.abs().sum() / mask.sum()).item(), "advantage_max": advantages.abs().max().item(),
                         "longest": max(len(t.ids) for t in trajectories), "lr": optimizer.param_groups[0]["lr"],
                         "tokens": int(mask.sum()), "seconds_rollout": clock[1] - clock[0], "seconds_score": clock[2] - clock[1],

@@ -13,7 +13,7 @@ Before anything is timed, both must write the same greedy text and find the same
                   `generate` as `evaluate.respond` calls it; peer: transformers' `generate`, left padded, batches of as many rows
     sample-large  8 prompts of 64 tokens x 4 samples, up to 128 tokens
     rl            one step of train_rl.py with its defaults on 32 questions x 8: rollout, scoring, advantages, 2 optimizer steps; without its
-                  log, saves and moving average. As in training, questions whose samples all got one reward are left out of the update.
+                  log, saves and moving average. As in training, questions whose samples all got one reward are neither scored nor learned from.
                   peer: one rollout of trl.GRPOTrainer (transformers' generation, outcome reward) and its 2 optimizer steps, which learn
                   all of it; from the beginning of the first step to the end of the second
     sft           10 optimizer steps on 8 trajectories each, as train_sft.py takes them; tokens without padding. peer: the loss of

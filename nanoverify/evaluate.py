@@ -138,7 +138,7 @@ def main(argv=None):
 
     model, tokenizer = load(args)
     problems = (read_problems(args.questions)[: args.test_count] if args.questions
-                else make_puzzles("test", args.test_count, seed=0, families=args.families))
+                else make_puzzles("test", args.test_count, seed=0, families=args.families, fewer=True))
     rows = respond(model, tokenizer, problems, 1, args.max_new_tokens, args.temperature, args.seed, args.batch_size, "evaluate")
     trajectories = [t for row in rows for t in row]
     result = report(trajectories)

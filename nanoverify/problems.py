@@ -161,8 +161,8 @@ def puzzle(rng: random.Random, family: str, level: int, count: int) -> tuple[str
     return split_of(key), {**numbers, "choices": given}, Problem(identity, question, str(x), family, level)
 
 
-def make_puzzles(split: str, count: int, seed: int, families=TRAINED) -> list[Problem]:
-    """`count` distinct puzzles of one split, families and levels in equal shares as far as they reach."""
+def make_puzzles(split: str, count: int, seed: int, families=TRAINED, fewer: bool = False) -> list[Problem]:
+    """`count` distinct puzzles of one split, families and levels in equal shares as far as they reach. `fewer` will do where no more exist."""
     rng = random.Random(f"{split} {seed}")
     cells = [(family, level) for level in LEVELS for family in families]
     chosen, misses = {}, 0
@@ -176,6 +176,8 @@ def make_puzzles(split: str, count: int, seed: int, families=TRAINED) -> list[Pr
         if misses > 300:  # this cell is used up
             cells.remove(cell)
             misses = 0
+            if not cells and fewer:
+                break
             if not cells:
                 raise InputError(f"only {len(chosen)} distinct {split} puzzles exist for {', '.join(families)}; {count} were asked for")
     problems = list(chosen.values())

@@ -31,7 +31,7 @@ GLOSSARY = {
     "approx_kl": "mean of r - 1 - log r over responses with an advantage: how far the update moved from the rollout policy (with --offline: from the SFT model)",
     "clipped_low, clipped_high": "share of tokens, of responses with an advantage, whose gradient the clip cut off",
     "ratio_min, ratio_max": "extremes of r over all minibatches",
-    "entropy": "of the next token, mean over the tokens of the responses learned from, at the rollout temperature",
+    "entropy": "of the next token, mean over the tokens of the scored responses, at the rollout temperature; with --reward outcome alone these answer questions of both outcomes",
     "kl_to_reference": "mean log-prob minus the SFT model's (only with --beta or --offline)",
     "advantage_abs, advantage_max": "mean and largest absolute advantage",
     "value_loss, explained_variance": "of the value head (only with --advantage gae)",

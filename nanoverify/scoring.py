@@ -42,7 +42,7 @@ def in_chunks(function, tensors, vocab_size: int):
     return tuple(torch.cat(columns) for columns in zip(*parts))
 
 
-def distribution(hidden, weight, vocab_size: int, temperature: float = 1.0):
+def all_log_probs(hidden, weight, vocab_size: int, temperature: float = 1.0):
     """Log-probs of the whole vocabulary: hidden (N, D), final states; weight (V, D), lm_head -> (N, V), fp32."""
     with torch.autocast(hidden.device.type, enabled=False):
         return scaled_log_probs(hidden.float() @ weight.float().T, vocab_size, temperature)
@@ -51,15 +51,15 @@ def distribution(hidden, weight, vocab_size: int, temperature: float = 1.0):
 def token_log_probs(hidden, weight, ids, vocab_size: int, temperature: float = 1.0):
     """Log-prob of each id: hidden (N, D), the states before the ids (N,) -> (N,), fp32."""
     def chunk(hidden, ids):
-        return (distribution(hidden, weight, vocab_size, temperature).gather(-1, ids[:, None])[:, 0],)
+        return (all_log_probs(hidden, weight, vocab_size, temperature).gather(-1, ids[:, None])[:, 0],)
     return in_chunks(chunk, (hidden, ids), weight.shape[0])[0]
 
 
 @torch.no_grad()
 def log_probs_and_entropy(hidden, weight, ids, vocab_size: int, temperature: float = 1.0):
-    """The same without gradient, and the entropy of each id's whole distribution. -> (N,), (N,)."""
+    """`token_log_probs` without gradient, and the entropy of each id's whole distribution. -> (N,), (N,)."""
     def chunk(hidden, ids):
-        log_probs = distribution(hidden, weight, vocab_size, temperature)
+        log_probs = all_log_probs(hidden, weight, vocab_size, temperature)
         entropy = -(log_probs.exp() * log_probs.clamp(min=-1e4)).sum(-1)  # clamped, for 0 * -inf is NaN
         return log_probs.gather(-1, ids[:, None])[:, 0], entropy
     return in_chunks(chunk, (hidden, ids), weight.shape[0])
@@ -68,6 +68,6 @@ def log_probs_and_entropy(hidden, weight, ids, vocab_size: int, temperature: flo
 def kl_divergence(hidden, weight, base_hidden, base_weight, vocab_size: int):
     """KL(policy || base) of each token, (N,), over the whole vocabulary."""
     def chunk(hidden, base_hidden):
-        log_probs, base = distribution(hidden, weight, vocab_size), distribution(base_hidden, base_weight, vocab_size)
+        log_probs, base = all_log_probs(hidden, weight, vocab_size), all_log_probs(base_hidden, base_weight, vocab_size)
         return ((log_probs.exp() * (log_probs - base).nan_to_num(0.0)).sum(-1),)
     return in_chunks(chunk, (hidden, base_hidden), weight.shape[0])[0]

@@ -12,7 +12,8 @@ from nanoverify import ppo
 from nanoverify.checkpoint import load_model
 from nanoverify.evaluate import metrics
 from nanoverify.files import InputError
-from nanoverify.problems import Problem
+from nanoverify.problems import SOLVE_PROMPT, Problem
+from nanoverify.tokenizer import Tokenizer
 from nanoverify.trajectory import Action, Trajectory
 from test_sampler import save_policy, tiny_model
 
@@ -611,6 +612,30 @@ def test_filter_keeps_what_is_sometimes_solved(tmp_path, monkeypatch, capsys):
     with pytest.raises(ZeroDivisionError):
         train_rl.main(["--model", str(tmp_path / "policy"), "--out", str(tmp_path / "out"), "--prompts", "2", "--count", "4", "--filter", "2"])
     assert len(asked[1]) == 2 and set(asked[1]) == set(asked[0][2:]) and "2 of 4 questions" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("groups", [[["++", "--"], ["-+++", "++"]], [["++", "++"], ["--", "--"]]])
+def test_a_step_scores_questions_with_both_outcomes(groups, tmp_path, monkeypatch):
+    """Bug: responses that are learned from have no old log-probs, so that ratios are far from 1; entropy is a mean over the others, too, or
+    0 where nothing is scored."""
+    save_policy(tmp_path / "policy")
+    rows = [[made(signs, tokens=2 + i) for i, signs in enumerate(row)] for row in groups]
+    monkeypatch.setattr(train_rl, "respond", lambda *rest: rows)
+    monkeypatch.setattr(train_rl, "evaluate", lambda *rest: [made("++")])
+    train_rl.main(["--model", str(tmp_path / "policy"), "--out", str(tmp_path / "out"), "--steps", "1", "--prompts", "2", "--samples", "2",
+                   "--test-count", "1", "--count", "2", "--lr", "0", "--device", "cpu"])
+    line = json.loads((tmp_path / "out" / "metrics.jsonl").read_text())
+    assert line["ratio_min"] == pytest.approx(1, abs=1e-3) and line["ratio_max"] == pytest.approx(1, abs=1e-3)
+    if groups[1][0] == "--":
+        assert line["entropy"] is None and line["grad_norm"] == 0
+        return
+    model, tokenizer = load_model(tmp_path / "policy"), Tokenizer.load(tmp_path / "policy")
+    prompt, entropies = tokenizer.prompt(SOLVE_PROMPT.format(question=PROBLEM.question)), []
+    for t in rows[0]:
+        with torch.no_grad():
+            log_probs = model(torch.tensor([prompt + t.ids]))[0, len(prompt) - 1: -1, : tokenizer.vocab_size].log_softmax(-1)
+        entropies += (-(log_probs.exp() * log_probs).sum(-1)).tolist()
+    assert line["entropy"] == pytest.approx(sum(entropies) / len(entropies), abs=1e-3) and line["grad_norm"] > 0
 
 
 @pytest.mark.parametrize("flags", [["--reward", "both", "--min-count", "99"], ["--advantage", "gae", "--beta", "0.1", "--reward", "outcome"],

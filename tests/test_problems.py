@@ -205,6 +205,8 @@ def test_thousands_exist():
     assert len({p.question for p in problems}) == 8000
     with pytest.raises(InputError, match="distinct test puzzles exist for linear"):
         make_puzzles("test", 10 ** 6, seed=0, families=("linear",))
+    found = make_puzzles("test", 10 ** 6, seed=0, families=("linear",), fewer=True)
+    assert 100 < len({p.question for p in found}) == len(found) < 10 ** 4
 
 
 def test_held_out_families():
