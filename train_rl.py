@@ -1,10 +1,12 @@
 """Stage 2: reinforcement learning of verification and correction with PPO, written out by hand.
 
-    1. rollout       M responses for each of P prompts, at one temperature
-    2. reward        the rule marks the last solve (outcome) and every action (process)
-    3. advantage     leave-one-out, centred in each reward context (outcome), reward context (process), their sum (both),
+    5. reward        M responses for each of P prompts, at one temperature; the rule marks the last solve (outcome) and every
+                     action (process)
+    6. advantage     leave-one-out, centred in each reward context (outcome), reward context (process), their sum (both),
                      or GAE with a value head
-    4. update        clipped policy gradient in several minibatches
+    7. update        clipped policy gradient in several minibatches
+
+(Numbers as in the README's method: 1 to 3 are in build_data.py, 4 in train_sft.py.)
 
 KL to the frozen SFT model goes into the reward, as -beta * (logp - ref_logp) of each token, at the rollout policy.
 A response cut by the token limit has the outcome -1; its last action, which is incomplete, gets no process reward
@@ -260,14 +262,14 @@ def main(argv=None):
         with signals() as caught:
             for step in bar:
                 clock = [time.time()]
-                # 1. rollout
+                # 5. a rollout, whose actions the rule marks as it is parsed
                 asked = batch_of(drawn, args.prompts, step, args.seed)
                 rows = [[t for t, _ in row] for row in asked] if pool else respond(
                     model, tokenizer, asked, args.samples, args.max_new_tokens, args.temperature, args.seed * 1_000_003 + step, args.batch_size)
                 trajectories = [t for row in rows for t in row]  # B = P * M, samples of one prompt side by side
                 prompts = [tokenizer.prompt(SOLVE_PROMPT.format(question=t.problem.question)) for t in trajectories]
                 clock.append(time.time())
-                # 2. old and reference log-probs, 3. rewards -> advantages
+                # 6. old and reference log-probs; rewards -> advantages
                 needed = scored(trajectories, args)
                 old = score(model, tokenizer, prompts, trajectories, needed, args, value_head)  # log-probs, entropies, values
                 mask = torch.tensor([[float(t < len(x.ids)) for t in range(old.shape[2])] for x in trajectories])
@@ -279,7 +281,7 @@ def main(argv=None):
                     old[0] = before  # the reference wrote the responses
                 assert set(advantages.any(1).nonzero()[:, 0].tolist()) <= set(needed), "`scored` leaves out responses with an advantage"
                 clock.append(time.time())
-                # 4. update
+                # 7. update
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * min(step / 5, 1)
                 signs = update(model, value_head, optimizer, tokenizer, prompts, trajectories, advantages, old, returns, args,

@@ -110,6 +110,7 @@ def main(argv=None):
             for step in bar:
                 began = time.time()
                 batch = batch_of(rows, args.batch, step, args.seed)
+                # 4. imitate: the gradient of the masked cross-entropy
                 loss, kl, learned = accumulate(model, base, batch, tokenizer.vocab_size, args)
                 for group in optimizer.param_groups:
                     group["lr"] = args.lr * min(step / max(0.15 * total, 1), 1 - (step - 1) / total)
