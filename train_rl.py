@@ -107,9 +107,8 @@ def scored(trajectories, args) -> list[int]:
     others have no advantage."""
     if args.reward != "outcome" or args.advantage == "gae" or args.beta or args.offline or args.shuffle_rewards:
         return list(range(len(trajectories)))
-    outcomes = [ppo.outcome_reward(t) for t in trajectories]
-    groups = [outcomes[start: start + args.samples] for start in range(0, len(outcomes), args.samples)]
-    return [i for i in range(len(outcomes)) if len(set(groups[i // args.samples])) > 1]
+    outcomes = torch.tensor([ppo.outcome_reward(t) for t in trajectories]).view(-1, args.samples)  # (P, M)
+    return ppo.leave_one_out(outcomes).flatten().nonzero()[:, 0].tolist()
 
 
 @torch.no_grad()

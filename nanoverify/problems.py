@@ -176,9 +176,9 @@ def make_puzzles(split: str, count: int, seed: int, families=TRAINED, fewer: boo
         if misses > 300:  # this cell is used up
             cells.remove(cell)
             misses = 0
-            if not cells and fewer:
-                break
             if not cells:
+                if fewer:
+                    break
                 raise InputError(f"only {len(chosen)} distinct {split} puzzles exist for {', '.join(families)}; {count} were asked for")
     problems = list(chosen.values())
     rng.shuffle(problems)
