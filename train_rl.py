@@ -27,8 +27,9 @@ from nanoverify.checkpoint import checkpoint_files, save_model
 from nanoverify.evaluate import correction, evaluate, metrics, report, respond, share, table
 from nanoverify.files import InputError, output_folder, run, write_json, write_jsonl
 from nanoverify.model import autocast
+from nanoverify.parallel import in_parallel, workers
 from nanoverify.problems import SOLVE_PROMPT
-from nanoverify.scoring import log_probs_and_entropy, micro_batches, pad, token_log_probs
+from nanoverify.scoring import backward, log_probs_and_entropy, micro_batches, pad, token_log_probs
 from nanoverify.stage import (add_model_flags, add_output_flags, add_question_flags, add_training_flags, batch_of, clipped_step, earlier_evaluations,
                               load, new_parser, positive, print_memory, print_time, save_evaluations, test_problems, train_problems)
 from nanoverify.state import go_on, identity, save_step, signals, state_bytes
@@ -111,12 +112,13 @@ def scored(trajectories, args) -> list[int]:
     return ppo.leave_one_out(outcomes).flatten().nonzero()[:, 0].tolist()
 
 
-@torch.no_grad()
 def score(model, tokenizer, prompts, trajectories, rows, args, value_head=None):
     """Log-probs, entropies and values of all response tokens of these rows, three tensors (B, T) on the CPU, without gradient; 0 elsewhere."""
     width = max(len(t.ids) for t in trajectories)
     out = torch.zeros(3, len(trajectories), width)
-    for part in micro_batches([len(prompts[i]) + len(trajectories[i].ids) for i in rows], args.micro_tokens):
+
+    @torch.no_grad()
+    def work(part):
         part = [rows[i] for i in part]
         hidden, ids = forward(model, [prompts[i] for i in part], [trajectories[i] for i in part], args)
         log_probs, entropy = log_probs_and_entropy(hidden, model.lm_head.weight, ids, tokenizer.vocab_size, args.temperature)
@@ -124,6 +126,7 @@ def score(model, tokenizer, prompts, trajectories, rows, args, value_head=None):
         index = torch.repeat_interleave(torch.tensor(part), torch.tensor([len(trajectories[i].ids) for i in part]))
         columns = torch.cat([torch.arange(len(trajectories[i].ids)) for i in part])
         out[:, index, columns] = torch.stack([log_probs, entropy, values]).cpu()
+    in_parallel(work, micro_batches([len(prompts[i]) + len(trajectories[i].ids) for i in rows], args.micro_tokens), workers(model))
     return out
 
 
@@ -190,6 +193,7 @@ def rollout_rows(trajectories, rewards, kl, advantages, args, tokenizer):
 def update(model, value_head, optimizer, tokenizer, prompts, trajectories, advantages, old, returns, args, rng, where):
     """Several optimizer steps on one rollout, each over a fresh part of it. -> vital signs."""
     signs = {"approx_kl": 0.0, "clipped_low": 0, "clipped_high": 0, "ratio_min": 1.0, "ratio_max": 1.0, "value_loss": 0.0, "grad_norm": 0.0}
+    parameters = [*model.parameters(), *(value_head.parameters() if value_head else ())]
     tokens = steps = 0
     for _ in range(args.epochs):
         order = rng.sample(range(len(trajectories)), len(trajectories))
@@ -199,7 +203,7 @@ def update(model, value_head, optimizer, tokenizer, prompts, trajectories, advan
             count = sum(len(trajectories[i].ids) for i in batch)  # all losses are means over the tokens of the optimizer step
             if not value_head:
                 batch = [i for i in batch if advantages[i].any()]  # the others have no gradient; where none is left, Adam takes no step
-            for part in micro_batches([len(prompts[i]) + len(trajectories[i].ids) for i in batch], args.micro_tokens):
+            def work(part):
                 part = [batch[i] for i in part]
                 hidden, ids = forward(model, [prompts[i] for i in part], [trajectories[i] for i in part], args)
                 new = token_log_probs(hidden, model.lm_head.weight, ids, tokenizer.vocab_size, args.temperature)
@@ -208,10 +212,10 @@ def update(model, value_head, optimizer, tokenizer, prompts, trajectories, advan
                                            [a.stop - a.start for i in part for a in trajectories[i].actions] if args.ratio == "action" else None)
                 if value_head:
                     wrong = ppo.value_loss(value_head(hidden.float())[:, 0], flat(old[2]), flat(returns), clip=0.2)
-                    loss = loss + 0.5 * wrong
-                    signs["value_loss"] += wrong.item()
-                (loss / count).backward()
-                for key in ("approx_kl", "clipped_low", "clipped_high"):
+                    loss, found["value_loss"] = loss + 0.5 * wrong, wrong.item()
+                return loss / count, found
+            for found in backward(model, micro_batches([len(prompts[i]) + len(trajectories[i].ids) for i in batch], args.micro_tokens), work, parameters):
+                for key in found.keys() - {"ratio_min", "ratio_max"}:
                     signs[key] += found[key]
                 signs["ratio_min"] = min(signs["ratio_min"], found["ratio_min"])
                 signs["ratio_max"] = max(signs["ratio_max"], found["ratio_max"])

@@ -15,7 +15,7 @@ from nanoverify.checkpoint import checkpoint_files, load_model, save_model
 from nanoverify.evaluate import evaluate, metrics, report, table
 from nanoverify.files import InputError, output_folder, print_skipped, read_jsonl, refuse, run, write_json, write_jsonl
 from nanoverify.model import autocast
-from nanoverify.scoring import kl_divergence, micro_batches, pad, token_log_probs
+from nanoverify.scoring import backward, kl_divergence, micro_batches, pad, token_log_probs
 from nanoverify.stage import (add_model_flags, add_output_flags, add_question_flags, add_training_flags, bad_lines, batch_of, clipped_step, earlier_evaluations,
                               load, new_parser, positive, print_memory, print_time, save_evaluations, test_problems)
 from nanoverify.state import go_on, identity, save_step, signals, state_bytes
@@ -69,21 +69,21 @@ def masked_loss(model, ids, select, vocab_size: int):
 def accumulate(model, base, batch, vocab_size: int, args):
     """The gradient of one optimizer step, part after part of the batch. -> loss, KL to `base` (None: 0), learned tokens."""
     learned = sum(sum(mask) for _, _, mask, _ in batch)  # counted once, over the whole optimizer step
-    total_loss = total_kl = 0.0
-    for part in micro_batches([len(p) + len(r) for p, r, *_ in batch], args.micro_tokens):
+
+    def work(part):
         ids, select = pad([batch[i][:2] for i in part], [batch[i][2] for i in part], args.device)
         with autocast(args.device):
             loss, hidden = masked_loss(model, ids, select, vocab_size)
-        loss = loss / learned
-        total_loss += loss.item()
+        loss, kl = loss / learned, 0.0
+        found = loss.item()
         if base:
             with torch.no_grad(), autocast(args.device):
                 base_hidden = base.hidden(ids[:, :-1])[select]
             kl = kl_divergence(hidden, model.lm_head.weight, base_hidden, base.lm_head.weight, vocab_size).sum() / learned
-            loss = loss + args.kl * kl
-            total_kl += kl.item()
-        loss.backward()
-    return total_loss, total_kl, learned
+            loss, kl = loss + args.kl * kl, kl.item()
+        return loss, (found, kl)
+    found = backward(model, micro_batches([len(p) + len(r) for p, r, *_ in batch], args.micro_tokens), work, list(model.parameters()))
+    return sum(loss for loss, _ in found), sum(kl for _, kl in found), learned
 
 
 def main(argv=None):

@@ -10,7 +10,7 @@ import time
 import torch
 
 from nanoverify.model import Config, Transformer, autocast
-from nanoverify.sampler import KVCache, decode, prefill
+from nanoverify.sampler import KVCache, decode, fuse, prefill
 from nanoverify.scoring import LOGITS, token_log_probs
 
 
@@ -76,7 +76,8 @@ def decoding_step(model, rows: int, slots: int) -> float:
         cache = KVCache(model.config, rows, device, cache.k[0].dtype)
         cache.reserve(slots)
         cache.advance(torch.full((rows,), slots - 2, device=device))
-        return seconds_of(lambda: decode(model, torch.zeros(rows, dtype=torch.long, device=device), cache), device)
+        fused = fuse(model)
+        return seconds_of(lambda: decode(fused, torch.zeros(rows, dtype=torch.long, device=device), cache), device)
 
 
 def training_pass(model, rows: int, length: int, vocab_size: int) -> float:

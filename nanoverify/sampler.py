@@ -3,13 +3,17 @@
 A step is a pipeline of small functions: logits -> log-probabilities -> token. Rows are independent and move freely:
 each prompt is read once and copied to its samples; a row that ends leaves, the last row takes its place, and
 waiting prompts fill the free rows. So the batch stays full and nothing is computed for finished text.
+On a CPU each worker (`parallel.py`) has a batch of its own, with its share of the prompts.
 """
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 from nanoverify.files import InputError
+from nanoverify.model import Config, rotate
+from nanoverify.parallel import in_parallel, workers
 
 
 @dataclass
@@ -63,14 +67,9 @@ class KVCache:
         return torch.zeros(hidden.shape, device=k.device, dtype=k.dtype).masked_fill_(hidden, float("-inf"))
 
     def append(self, layer, k, v):
-        """Write T new tokens per row behind its others; all keys and values so far, (B, K, S, E)."""
+        """Write T tokens per row into an empty cache, k and v (B, K, T, E); all slots, (B, K, S, E)."""
         for cached, new in ((self.k[layer], k), (self.v[layer], v)):
-            if new.shape[2] == 1:
-                rows = torch.arange(self.rows, device=new.device)
-                cached[rows, :, self.lengths[: self.rows]] = new[:, :, 0].to(cached.dtype)
-            else:
-                assert self.window == 0, "several tokens at once only into an empty cache"
-                cached[: self.rows, :, : new.shape[2]] = new
+            cached[: self.rows, :, : new.shape[2]] = new
         return self.k[layer][: self.rows], self.v[layer][: self.rows]
 
     def advance(self, tokens=1):
@@ -117,118 +116,213 @@ def keep_top(log_probs, top_k: int, top_p: float):
     return log_probs
 
 
-def draw(log_probs, generator):
-    """One id per row, (B,), by inverting the distribution function: the first id whose cumulative mass exceeds u."""
+def draw(log_probs, u):
+    """One id per row, (B,), by inverting the distribution function: the first id whose cumulative mass exceeds u (B,), from 0 to 1."""
     cumulative = log_probs.exp().cumsum(-1)
-    u = torch.rand(log_probs.shape[0], 1, device=log_probs.device, generator=generator)
     # just below the total, so that rounding never leads behind the last id that has any mass
-    return torch.searchsorted(cumulative, u * cumulative[:, -1:] * (1 - 1e-6), right=True)[:, 0]
+    return torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:] * (1 - 1e-6), right=True)[:, 0]
 
 
-def next_token(logits, vocab_size, temperature, top_k, top_p, generator):
+def next_token(logits, vocab_size, temperature, top_k, top_p, u):
     """ids (B,) and their log-probs (B,). Temperature 0 is greedy: all mass on one token, log-prob 0."""
     if temperature == 0:
         ids = scaled_log_probs(logits, vocab_size, 1.0).argmax(-1)
         return ids, torch.zeros(ids.shape, device=ids.device)
     log_probs = keep_top(scaled_log_probs(logits, vocab_size, temperature), top_k, top_p)
-    ids = draw(log_probs, generator)
+    ids = draw(log_probs, u)
     return ids, log_probs.gather(-1, ids[:, None])[:, 0]
 
 
-def next_logits(model, hidden):
-    """Logits behind final states (B, D), (B, V), in the precision of the weights even under autocast."""
+# ---- one step ----------------------------------------------------------------------------------------------------------
+
+def mixed_dtype(model):
+    """What layers and cache compute in: the precision of autocast where it is on, else that of the weights."""
+    weight = model.lm_head.weight
+    return torch.get_autocast_dtype(weight.device.type) if torch.is_autocast_enabled(weight.device.type) else weight.dtype
+
+
+def next_logits(head, hidden):
+    """Logits behind final states (B, D), (B, V), in the precision of the weights even under autocast. head (V, D)."""
     with torch.autocast(hidden.device.type, enabled=False):
-        return model.lm_head(hidden.to(model.lm_head.weight.dtype))
+        return F.linear(hidden.to(head.dtype), head)
 
 
 def prefill(model, prompts: list[list[int]]):
     """Read the prompts: the cache of their tokens and the logits that follow each, (P, V)."""
-    weight = model.lm_head.weight
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=weight.device)
+    device = model.lm_head.weight.device
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     width = max(map(len, prompts))
-    ids = torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in prompts], device=weight.device)  # (P, T)
-    mixed = torch.is_autocast_enabled(weight.device.type)
-    cache = KVCache(model.config, len(prompts), weight.device, torch.get_autocast_dtype(weight.device.type) if mixed else weight.dtype)
+    ids = torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in prompts], device=device)  # (P, T)
+    cache = KVCache(model.config, len(prompts), device, mixed_dtype(model))
     cache.reserve(width)
     hidden = model.hidden(ids, cache=cache)  # (P, T, D)
     cache.advance(lengths)
-    return cache, next_logits(model, hidden[torch.arange(len(prompts), device=weight.device), lengths - 1])
+    return cache, next_logits(model.lm_head.weight, hidden[torch.arange(len(prompts), device=device), lengths - 1])
 
 
-def decode(model, ids, cache):
-    """Read one more token of every row, ids (B,): the logits that follow, (B, V)."""
+@dataclass
+class Fused:
+    """A model's weights as one step of decoding wants them. Products that read the same input are one matrix, and the gains of
+    the norms before them are multiplied in: half as many operations."""
+    config: Config
+    frequencies: torch.Tensor  # (E/2,)
+    embedding: torch.Tensor  # (V, D)
+    head: torch.Tensor  # (V, D)
+    gain: torch.Tensor  # of the last norm, (D,)
+    small: torch.Tensor  # sqrt(D * eps)
+    layers: list[dict]
+
+
+def fuse(model) -> Fused:
+    dtype, layers, H, K = mixed_dtype(model), [], model.config.num_attention_heads, model.config.num_key_value_heads
+    for layer in model.model["layers"]:
+        attention, mlp = layer.self_attn, layer.mlp
+        gains = [norm.weight * model.config.hidden_size ** 0.5 for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
+        qkv, gate_up = (attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj)
+        layers.append({
+            "qkv": (torch.cat([part.weight for part in qkv]) * gains[0]).to(dtype),  # ((H + 2K) * E, D)
+            "bias": torch.cat([part.bias for part in qkv]).to(dtype) if model.config.qkv_bias else None,
+            "o": attention.o_proj.weight.to(dtype),
+            "norms": torch.cat([attention.q_norm.weight.expand(H, -1), attention.k_norm.weight.expand(K, -1)]) if model.config.qk_norm else None,  # (H + K, E)
+            "gate_up": (torch.cat([part.weight for part in gate_up]) * gains[1]).to(dtype),
+            "down": mlp.down_proj.weight.to(dtype)})
+    return Fused(model.config, model.frequencies, model.model["embed_tokens"].weight, model.lm_head.weight, model.model["norm"].weight,
+                 torch.tensor((model.config.hidden_size * model.config.rms_norm_eps) ** 0.5, device=model.lm_head.weight.device), layers)
+
+
+@torch.autocast("cuda", enabled=False)
+@torch.autocast("cpu", enabled=False)
+def decode(fused: Fused, ids, cache: KVCache):
+    """Read one more token of every row, ids (B,): the logits that follow, (B, V). `Transformer.hidden` for a single token, in as few
+    operations as will do: for small models and small batches it is their number that costs."""
     cache.reserve(1)
-    hidden = model.hidden(ids[:, None], cache=cache)  # (B, 1, D)
+    c, B, dtype = fused.config, len(ids), cache.k[0].dtype
+    H, K, E, D = c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.hidden_size
+    S, lengths = cache.k[0].shape[2], cache.lengths[:B]
+    slots = (torch.arange(B * K, device=ids.device).view(B, K) * S + lengths[:, None]).flatten()  # where the new token goes, (B * K,)
+    angle = lengths[:, None, None] * fused.frequencies.to(ids.device)
+    cos, sin = angle.cos(), angle.sin()
+    cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)  # (B, 1, E)
+    mask = cache.mask(1).expand(B, K, 1, S).reshape(B * K, 1, S)
+    x = fused.embedding[ids]  # (B, D)
+
+    def norm(x):  # times sqrt(D), which is in the weights, the RMSNorm without its gain
+        return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), fused.small)
+
+    for i, layer in enumerate(fused.layers):
+        qkv = F.linear(norm(x).to(dtype), layer["qkv"], layer["bias"]).view(B, H + 2 * K, E)
+        qk = qkv[:, : H + K].to(x.dtype)
+        if layer["norms"] is not None:
+            qk = F.rms_norm(qk, (E,), None, c.rms_norm_eps) * layer["norms"]
+        swapped = torch.cat((qk[..., E // 2:], qk[..., : E // 2]), -1)
+        qk = torch.addcmul(qk * cos, swapped, sin).to(dtype)  # rotated, (B, H + K, E)
+        k, v = cache.k[i][:B], cache.v[i][:B]  # (B, K, S, E)
+        k.view(-1, E).index_copy_(0, slots, qk[:, H:].reshape(-1, E))
+        v.view(-1, E).index_copy_(0, slots, qkv[:, H + K:].reshape(-1, E))
+        # the G query heads of one key/value head read it together: nothing is copied
+        q = qk[:, :H].reshape(B * K, H // K, E)
+        scores = torch.baddbmm(mask, q, k.flatten(0, 1).transpose(1, 2), alpha=E ** -0.5)  # (B * K, G, S)
+        y = torch.bmm(scores.softmax(-1), v.flatten(0, 1)).view(B, H * E)
+        x = x + F.linear(y, layer["o"])
+        gate, up = F.linear(norm(x).to(dtype), layer["gate_up"]).chunk(2, -1)
+        x = x + F.linear(F.silu(gate) * up, layer["down"])
     cache.advance()
-    return next_logits(model, hidden[:, 0])
+    return F.linear(F.rms_norm(x, (D,), fused.gain, c.rms_norm_eps).to(fused.head.dtype), fused.head)
 
 
-@torch.inference_mode()
+# ---- many texts ----------------------------------------------------------------------------------------------------------
+
 def generate(model, prompts: list[list[int]], samples_per_prompt: int, max_new_tokens: int, stop_ids, vocab_size: int,
-             temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0, batch_size: int = 256,
+             temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0, batch_size: int = 512,
              progress: str = "") -> list[list[Sample]]:
-    """Samples for each prompt, in the prompts' order: [prompt][sample]. The same arguments give the same text.
+    """Samples for each prompt, in the prompts' order: [prompt][sample]. The same arguments and number of threads give the same text.
     Under autocast, cache and layers are in its precision; logits and log-probs never are.
 
-    batch_size: rows decoded together. progress: the label of a tqdm bar, none if empty.
+    batch_size: rows decoded together, by all workers. progress: the label of a tqdm bar, none if empty.
     InputError: a prompt is empty, or does not fit into the context together with `max_new_tokens`.
     """
-    context, device = model.config.max_position_embeddings, model.lm_head.weight.device
+    context = model.config.max_position_embeddings
     for i, prompt in enumerate(prompts):
         if not prompt or len(prompt) + max_new_tokens > context:
             raise InputError(f"prompt {i + 1} of {len(prompts)} has {len(prompt)} tokens; with --max-new-tokens {max_new_tokens} "
                              f"it does not fit into the model's context of {context}")
-    generator = torch.Generator(device).manual_seed(seed)
     samples = [[Sample() for _ in range(samples_per_prompt)] for _ in prompts]
+    # each token of each sample has its own random number, so that neither its place in the batch nor its neighbours change the text
+    uniform = torch.rand(len(prompts), samples_per_prompt, max_new_tokens, generator=torch.Generator().manual_seed(seed))
     # Long prompts first, neighbours of like length: little padding, and the largest memory use comes at once.
-    waiting = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    capacity = max(batch_size // samples_per_prompt, 1) * samples_per_prompt
-    capacity = min(capacity, len(prompts) * samples_per_prompt)
-    if not capacity:
-        return samples
-    cache, active = None, []  # active[b]: the Sample that row b writes
-    last = torch.zeros(capacity, dtype=torch.long, device=device)  # the token to feed next
-    stops = torch.tensor(sorted(stop_ids), device=device)
-    bar = tqdm(total=len(prompts) * samples_per_prompt, desc=progress, disable=not progress, leave=False)
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    count = max(min(workers(model), len(prompts)), 1)
+    kind = model.lm_head.weight.device.type
+    mixed, precision = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)  # a thread begins without
+    with tqdm(total=len(prompts) * samples_per_prompt, desc=progress, disable=not progress, leave=False) as bar:
+        def work(share):
+            with torch.inference_mode(), torch.autocast(kind, precision, enabled=mixed):
+                fill(model, prompts, samples, share, uniform, stop_ids, vocab_size, temperature, top_k, top_p, -(-batch_size // count), bar)
+        in_parallel(work, [order[i::count] for i in range(count)], count)
+    return samples
 
+
+CHECK = 16  # on a GPU the host waits for it, and looks which rows have ended, once in so many steps
+
+
+def fill(model, prompts, samples, waiting: list[int], uniform, stop_ids, vocab_size: int, temperature: float, top_k: int, top_p: float, batch_size: int, bar):
+    """Write the samples of the prompts `waiting`, in this order."""
+    device, (_, M, N) = model.lm_head.weight.device, uniform.shape
+    fused, check = fuse(model), 1 if device.type == "cpu" else CHECK
+    capacity = min(max(batch_size // M, 1), len(waiting)) * M
+    cache, active = None, []  # active[b]: the Sample that row b writes
+    is_stop = torch.zeros(fused.head.shape[0], dtype=torch.bool, device=device)
+    is_stop[[id for id in stop_ids if id < len(is_stop)]] = True
+    # what a row has written; a row that has ended goes on until the next look, and what it adds is cut off
+    written = torch.zeros(capacity, N + check, dtype=torch.long, device=device)
+    logprobs = torch.zeros(capacity, N + check, device=device)
+    noise = torch.zeros(capacity, N + check, device=device)
+    counts = torch.zeros(capacity, dtype=torch.long, device=device)
+    ended = torch.zeros(capacity, dtype=torch.bool, device=device)
+
+    def take(rows: slice, logits):
+        """Draw the next token of these rows and note it."""
+        every = torch.arange(rows.start, rows.stop, device=device)
+        ids, found = next_token(logits, vocab_size, temperature, top_k, top_p, noise[every, counts[rows]])
+        written[every, counts[rows]], logprobs[every, counts[rows]] = ids, found
+        counts[rows] += 1
+        ended[rows] |= is_stop[ids] | (counts[rows] >= N)
+        return ids
+
+    last = torch.zeros(capacity, dtype=torch.long, device=device)  # the token to feed next
     while active or waiting:
-        free = (capacity - len(active)) // samples_per_prompt
-        if waiting and free and (not active or free * samples_per_prompt >= capacity // 4):
+        free = (capacity - len(active)) // M
+        if waiting and free and (not active or free * M >= capacity // 4):
             group, waiting = waiting[:free], waiting[free:]
             read, logits = prefill(model, [prompts[i] for i in group])
             cache = cache or KVCache(model.config, capacity, device, read.k[0].dtype)
-            new = [sample for i in group for sample in samples[i]]
-            rows = list(range(len(active), len(active) + len(new)))
-            cache.copy_rows(read, [p for p in range(len(group)) for _ in range(samples_per_prompt)], rows)
+            rows = slice(len(active), len(active) + len(group) * M)
+            cache.copy_rows(read, [p for p in range(len(group)) for _ in range(M)], list(range(rows.start, rows.stop)))
             del read  # its memory is free while the rows are decoded
-            logits = logits.repeat_interleave(samples_per_prompt, 0)  # (new rows, V)
-            active += new
+            active += [sample for i in group for sample in samples[i]]
             cache.resize(len(active))
+            noise[rows, :N] = uniform[group].flatten(0, 1).to(device)
+            counts[rows], ended[rows] = 0, False
+            last[rows] = take(rows, logits.repeat_interleave(M, 0))  # (new rows, V)
         else:
-            rows = list(range(len(active)))
-            logits = decode(model, last[: len(active)], cache)  # (B, V)
-        ids, logprobs = next_token(logits, vocab_size, temperature, top_k, top_p, generator)
-        last[rows[0]: rows[0] + len(rows)] = ids
-        ended = torch.isin(ids, stops).tolist()
-        done = []
-        for row, token, logprob, end in zip(rows, ids.tolist(), logprobs.tolist(), ended):
-            sample = active[row]
-            sample.ids.append(token)
-            sample.logprobs.append(logprob)
-            sample.finished = end
-            if end or len(sample.ids) == max_new_tokens:
-                done.append(row)
+            rows = slice(0, len(active))
+            for _ in range(check):
+                last[rows] = take(rows, decode(fused, last[rows], cache))
+        done = ended[: len(active)].nonzero()[:, 0].tolist()
         if done:
+            for row, ids, found in zip(done, written[done].tolist(), logprobs[done].tolist()):
+                length = next((t for t, id in enumerate(ids[:N], 1) if id in stop_ids), N)
+                sample = active[row]
+                sample.ids, sample.logprobs, sample.finished = ids[:length], found[:length], ids[length - 1] in stop_ids
             bar.update(len(done))
             keep = len(active) - len(done)
             holes = [row for row in done if row < keep]
             movers = sorted(set(range(keep, len(active))) - set(done))
             if holes:
                 cache.copy_rows(cache, movers, holes)
-                last[holes] = last[movers]
+                for state in (written, logprobs, noise, counts, ended, last):
+                    state[holes] = state[movers]
                 for hole, mover in zip(holes, movers):
                     active[hole] = active[mover]
             del active[keep:]
             cache.resize(keep)
-    bar.close()
-    return samples

@@ -5,6 +5,7 @@ Shared by SFT and RL, so that both, and the sampler, compute one probability in 
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from nanoverify.parallel import in_parallel, workers
 from nanoverify.sampler import scaled_log_probs
 
 LOGITS = 2 ** 26  # largest number of logits at once: 256 MB in fp32
@@ -31,6 +32,29 @@ def pad(rows: list[tuple[list[int], list[int]]], masks: list[list[int]], device)
         ids[b, : len(prompt) + len(response)] = torch.tensor(prompt + response)
         select[b, len(prompt) - 1: len(prompt) - 1 + len(response)] = torch.tensor(mask, dtype=torch.bool)
     return ids.to(device), select.to(device)
+
+
+def backward(model, parts: list, work, parameters: list) -> list:
+    """work(part) -> (loss, found), for each micro-batch. Adds the gradients of all losses to `parameters`. -> [found]
+
+    On a CPU several parts at a time: with two workers SFT takes 0.65 of the time that two threads in each operation take.
+    """
+    count = min(workers(model), len(parts))
+    if count <= 1:
+        def one(part):
+            loss, found = work(part)
+            loss.backward()
+            return found
+        return in_parallel(one, parts, 1)
+
+    def gradients(part):
+        loss, found = work(part)
+        return torch.autograd.grad(loss, parameters), found
+    results = in_parallel(gradients, parts, count)
+    for found, _ in results:  # in the parts' order, so that the sum is the same each time
+        for parameter, gradient in zip(parameters, found):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+    return [found for _, found in results]
 
 
 def in_chunks(function, tensors, vocab_size: int):

@@ -2,7 +2,6 @@
 import argparse
 import hashlib
 import math
-import os
 import random
 from pathlib import Path
 
@@ -44,7 +43,7 @@ def add_model_flags(parser, default=POLICY):
     group.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: CUDA where there is one")
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--max-new-tokens", type=positive, default=384, help="longest response, in tokens (default: %(default)s)")
-    group.add_argument("--batch-size", type=positive, default=256, help="responses sampled together (default: %(default)s)")
+    group.add_argument("--batch-size", type=positive, default=512, help="responses sampled together (default: %(default)s)")
 
 
 def add_question_flags(parser):
@@ -57,7 +56,8 @@ def add_question_flags(parser):
 
 
 def add_training_flags(group, save_every: int):
-    group.add_argument("--micro-tokens", type=positive, default=4096, help="padded tokens per forward pass; lower it if memory runs out (default: %(default)s)")
+    group.add_argument("--micro-tokens", type=positive, default=4096 if torch.cuda.is_available() else 1024,
+                       help="padded tokens per forward pass; lower it if memory runs out (default: 4096 on CUDA; 1024 on a CPU, whose caches hold them)")
     group.add_argument("--recompute", action="store_true", help="keep only layer inputs for the backward pass: far less memory, a third more time")
     group.add_argument("--eval-every", type=int, default=0, metavar="STEPS", help="evaluate on the way; 0: only at the end")
     group.add_argument("--save-every", type=positive, metavar="STEPS", default=save_every, help="save the state of the run in OUT.part/state (default: %(default)s)")
@@ -81,8 +81,6 @@ def set_up(args):
         torch.zeros(1, device=args.device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {args.device}: {str(error).splitlines()[0]}")
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(min(torch.get_num_threads(), 8))  # small matrices do not feed more
 
 
 def load(args):

@@ -1,0 +1,28 @@
+"""Work on all cores of a CPU, one thread each, with its own part of the work: its own batch of rows, its own sequences.
+
+A small model's matrices are so small that sharing every operation among the cores, as PyTorch does, gains little; a part for each gains
+nearly as much as there are cores. PyTorch lets go of Python's global lock while it computes, so plain threads will do. The parts are fixed beforehand, and each is
+computed by one thread, so that the same work on the same number of threads gives the same result, bit for bit.
+"""
+import functools
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+SMALL = 2 ** 24  # parameters; weights of larger models do not fit into the cores' caches, and are better read once for all of them
+
+
+def workers(model) -> int:
+    """How many parts to make of the work with this model: 1 on a GPU or for a large model."""
+    small = sum(parameter.numel() for parameter in model.parameters()) <= SMALL
+    return min(torch.get_num_threads(), 8) if small and model.lm_head.weight.device.type == "cpu" else 1
+
+
+@functools.cache
+def pool(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, initializer=lambda: torch.set_num_threads(1))
+
+
+def in_parallel(function, items: list, count: int) -> list:
+    """[function(item) for item in items], `count` of them at a time. A thread begins with gradients, without autocast."""
+    return list(pool(count).map(function, items)) if count > 1 else [function(item) for item in items]
