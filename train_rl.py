@@ -214,7 +214,7 @@ def update(model, value_head, optimizer, tokenizer, prompts, trajectories, advan
                     wrong = ppo.value_loss(value_head(hidden.float())[:, 0], flat(old[2]), flat(returns), clip=0.2)
                     loss, found["value_loss"] = loss + 0.5 * wrong, wrong.item()
                 return loss / count, found
-            for found in backward(model, micro_batches([len(prompts[i]) + len(trajectories[i].ids) for i in batch], args.micro_tokens), work, parameters):
+            for found in backward(model, [len(prompts[i]) + len(trajectories[i].ids) for i in batch], args.micro_tokens, work, parameters):
                 for key in found.keys() - {"ratio_min", "ratio_max"}:
                     signs[key] += found[key]
                 signs["ratio_min"] = min(signs["ratio_min"], found["ratio_min"])

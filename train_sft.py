@@ -15,7 +15,7 @@ from nanoverify.checkpoint import checkpoint_files, load_model, save_model
 from nanoverify.evaluate import evaluate, metrics, report, table
 from nanoverify.files import InputError, output_folder, print_skipped, read_jsonl, refuse, run, write_json, write_jsonl
 from nanoverify.model import autocast
-from nanoverify.scoring import backward, kl_divergence, micro_batches, pad, token_log_probs
+from nanoverify.scoring import backward, kl_divergence, pad, token_log_probs
 from nanoverify.stage import (add_model_flags, add_output_flags, add_question_flags, add_training_flags, bad_lines, batch_of, clipped_step, earlier_evaluations,
                               load, new_parser, positive, print_memory, print_time, save_evaluations, test_problems)
 from nanoverify.state import go_on, identity, save_step, signals, state_bytes
@@ -82,7 +82,7 @@ def accumulate(model, base, batch, vocab_size: int, args):
             kl = kl_divergence(hidden, model.lm_head.weight, base_hidden, base.lm_head.weight, vocab_size).sum() / learned
             loss, kl = loss + args.kl * kl, kl.item()
         return loss, (found, kl)
-    found = backward(model, micro_batches([len(p) + len(r) for p, r, *_ in batch], args.micro_tokens), work, list(model.parameters()))
+    found = backward(model, [len(p) + len(r) for p, r, *_ in batch], args.micro_tokens, work, list(model.parameters()))
     return sum(loss for loss, _ in found), sum(kl for _, kl in found), learned
 
 

@@ -119,9 +119,16 @@ def rope_frequencies(config: Config) -> torch.Tensor:
 
 
 def rotate(x, cos, sin):
-    """Rotary embedding in Hugging Face's half-split order. x (B, heads, T, E); cos, sin (B or 1, 1, T, E/2)."""
+    """Rotary embedding in Hugging Face's half-split order. x (..., heads, E); cos, sin (..., 1, E), as `angles` makes them."""
     a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    return torch.addcmul(x * cos, torch.cat((b, a), -1), sin)
+
+
+def angles(positions, frequencies):
+    """cos and sin for `rotate`: positions (...), frequencies (E/2,) -> (..., 1, E) each; the first half of sin is negated."""
+    angle = positions[..., None, None] * frequencies
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
 
 def chunked_attention(q, k, v, size: int = 128):
@@ -161,28 +168,21 @@ class Attention(nn.Module):
 
     def forward(self, x, cos, sin, mask, cache, layer):
         B, T, _ = x.shape
-        q = self.q_proj(x).view(B, T, self.heads, self.head_dim)
-        k = self.k_proj(x).view(B, T, self.kv_heads, self.head_dim)
-        v = self.v_proj(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)  # (B, K, T, E)
+        H, K, E = self.heads, self.kv_heads, self.head_dim
+        q = self.q_proj(x).view(B, T, H, E)
+        k = self.k_proj(x).view(B, T, K, E)
+        v = self.v_proj(x).view(B, T, K, E).transpose(1, 2)  # (B, K, T, E)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        q = rotate(q.transpose(1, 2), cos, sin)  # (B, H, T, E)
-        k = rotate(k.transpose(1, 2), cos, sin)  # (B, K, T, E)
+        q = rotate(q.float(), cos, sin).to(v.dtype).transpose(1, 2)  # (B, H, T, E)
+        k = rotate(k.float(), cos, sin).to(v.dtype).transpose(1, 2)  # (B, K, T, E)
         if cache is not None:
             k, v = cache.append(layer, k, v)  # (B, K, S, E)
-        if cache is not None and T == 1:
-            # the G query heads of one key/value head read it together: nothing is copied
-            q = q.view(B, self.kv_heads, self.heads // self.kv_heads, self.head_dim)  # (B, K, G, E)
-            scores = (q @ k.transpose(2, 3)) * self.head_dim ** -0.5 + mask  # (B, K, G, S)
-            y = scores.softmax(-1).to(v.dtype) @ v  # (B, K, G, E)
-            y = y.reshape(B, 1, -1)
-        elif mask is None and v.dtype == torch.bfloat16 and v.device.type == "cpu":
-            y = chunked_attention(q.to(v.dtype), k.to(v.dtype), v).transpose(1, 2).reshape(B, T, -1)  # (B, T, H * E)
+        if mask is None and v.dtype == torch.bfloat16 and v.device.type == "cpu":
+            y = chunked_attention(q, k, v)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
-                                               enable_gqa=self.heads != self.kv_heads)
-            y = y.transpose(1, 2).reshape(B, T, -1)  # (B, T, H * E)
-        return self.o_proj(y)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=H != K)
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, H * E))
 
 
 class MLP(nn.Module):
@@ -246,8 +246,7 @@ class Transformer(nn.Module):
             positions, mask = torch.arange(T, device=ids.device)[None], None
         x = self.model["embed_tokens"](ids)  # (B, T, D)
         self.frequencies = self.frequencies.to(ids.device)
-        angle = positions[:, None, :, None] * self.frequencies  # (B or 1, 1, T, E/2)
-        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        cos, sin = angles(positions, self.frequencies)  # (B or 1, T, 1, E)
         for i, layer in enumerate(self.model["layers"]):
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(layer, x, cos, sin, mask, cache, i, use_reentrant=False)

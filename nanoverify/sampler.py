@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from nanoverify.files import InputError
-from nanoverify.model import Config, rotate
+from nanoverify.model import Config, angles, rotate
 from nanoverify.parallel import in_parallel, workers
 
 
@@ -200,9 +200,7 @@ def decode(fused: Fused, ids, cache: KVCache):
     H, K, E, D = c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.hidden_size
     S, lengths = cache.k[0].shape[2], cache.lengths[:B]
     slots = (torch.arange(B * K, device=ids.device).view(B, K) * S + lengths[:, None]).flatten()  # where the new token goes, (B * K,)
-    angle = lengths[:, None, None] * fused.frequencies.to(ids.device)
-    cos, sin = angle.cos(), angle.sin()
-    cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)  # (B, 1, E)
+    cos, sin = angles(lengths, fused.frequencies.to(ids.device))  # (B, 1, E)
     mask = cache.mask(1).expand(B, K, 1, S).reshape(B * K, 1, S)
     x = fused.embedding[ids]  # (B, D)
 
@@ -214,8 +212,7 @@ def decode(fused: Fused, ids, cache: KVCache):
         qk = qkv[:, : H + K].to(x.dtype)
         if layer["norms"] is not None:
             qk = F.rms_norm(qk, (E,), None, c.rms_norm_eps) * layer["norms"]
-        swapped = torch.cat((qk[..., E // 2:], qk[..., : E // 2]), -1)
-        qk = torch.addcmul(qk * cos, swapped, sin).to(dtype)  # rotated, (B, H + K, E)
+        qk = rotate(qk, cos, sin).to(dtype)  # (B, H + K, E)
         k, v = cache.k[i][:B], cache.v[i][:B]  # (B, K, S, E)
         k.view(-1, E).index_copy_(0, slots, qk[:, H:].reshape(-1, E))
         v.view(-1, E).index_copy_(0, slots, qkv[:, H + K:].reshape(-1, E))
@@ -262,13 +259,13 @@ def generate(model, prompts: list[list[int]], samples_per_prompt: int, max_new_t
     return samples
 
 
-CHECK = 16  # on a GPU the host waits for it, and looks which rows have ended, once in so many steps
+CHECK = {"cpu": 1, "cuda": 16}  # steps between two looks at which rows have ended: for each look the host waits for the device
 
 
 def fill(model, prompts, samples, waiting: list[int], uniform, stop_ids, vocab_size: int, temperature: float, top_k: int, top_p: float, batch_size: int, bar):
     """Write the samples of the prompts `waiting`, in this order."""
     device, (_, M, N) = model.lm_head.weight.device, uniform.shape
-    fused, check = fuse(model), 1 if device.type == "cpu" else CHECK
+    fused, check = fuse(model), CHECK.get(device.type, 1)
     capacity = min(max(batch_size // M, 1), len(waiting)) * M
     cache, active = None, []  # active[b]: the Sample that row b writes
     is_stop = torch.zeros(fused.head.shape[0], dtype=torch.bool, device=device)

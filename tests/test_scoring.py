@@ -150,6 +150,19 @@ def test_gradient_does_not_depend_on_the_micro_batch():
             torch.testing.assert_close(other[1][name], whole[1][name], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("kl", [0.0, 0.5])
+def test_workers_change_nothing(kl, monkeypatch):
+    """Bug: workers lose, mix up or add twice the gradients of parts, divide by the tokens of their own parts, or add in the order in which they happen to end."""
+    model, base = tiny_model(vocab_size=V), tiny_model(vocab_size=V, seed=1).requires_grad_(False) if kl else None
+    one = gradients(model, 20, base, kl)
+    monkeypatch.setattr("nanoverify.scoring.workers", lambda model: 3)
+    several = [gradients(model, 20, base, kl) for _ in range(3)]
+    assert several[0][0] == pytest.approx(one[0], abs=1e-6)
+    for name in one[1]:
+        torch.testing.assert_close(several[0][1][name], one[1][name], atol=1e-6, rtol=0)
+        assert all(torch.equal(other[1][name], several[0][1][name]) for other in several[1:])
+
+
 def test_masked_gradient_equals_transformers(tmp_path):
     """Bug: the loss learns other tokens than the mask says (ignored ones, the prompt, padding), or another mean."""
     model = tiny_model(vocab_size=V)
