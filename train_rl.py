@@ -29,7 +29,7 @@ from nanoverify.files import InputError, output_folder, run, write_json, write_j
 from nanoverify.model import autocast
 from nanoverify.parallel import in_parallel, workers
 from nanoverify.problems import SOLVE_PROMPT
-from nanoverify.scoring import backward, log_probs_and_entropy, micro_batches, pad, token_log_probs
+from nanoverify.scoring import backward, log_probs_and_entropy, join, micro_batches, token_log_probs
 from nanoverify.stage import (add_model_flags, add_output_flags, add_question_flags, add_training_flags, batch_of, clipped_step, earlier_evaluations,
                               load, new_parser, positive, print_memory, print_time, save_evaluations, test_problems, train_problems)
 from nanoverify.state import go_on, identity, save_step, signals, state_bytes
@@ -42,7 +42,7 @@ def flags(argv):
     add_model_flags(parser, default="out/sft")
     add_question_flags(parser)
     group = parser.add_argument_group("rollout")
-    group.add_argument("--steps", type=positive, default=40, help="rollouts (default: %(default)s)")
+    group.add_argument("--steps", type=positive, default=32, help="rollouts (default: %(default)s)")
     group.add_argument("--prompts", type=positive, default=64, metavar="P", help="questions per step, as in the paper (default: %(default)s)")
     group.add_argument("--samples", type=int, default=8, metavar="M", help="responses per question; paper: 4 (default: %(default)s)")
     group.add_argument("--temperature", type=float, default=1.0, help="of rollouts and log-probs; paper: 0.7 (default: %(default)s)")
@@ -126,16 +126,17 @@ def score(model, tokenizer, prompts, trajectories, rows, args, value_head=None):
         index = torch.repeat_interleave(torch.tensor(part), torch.tensor([len(trajectories[i].ids) for i in part]))
         columns = torch.cat([torch.arange(len(trajectories[i].ids)) for i in part])
         out[:, index, columns] = torch.stack([log_probs, entropy, values]).cpu()
-    in_parallel(work, micro_batches([len(prompts[i]) + len(trajectories[i].ids) for i in rows], args.micro_tokens), workers(model))
+    count = workers(model)
+    in_parallel(work, micro_batches([len(prompts[i]) + len(trajectories[i].ids) for i in rows], args.micro_tokens, count), count)
     return out
 
 
 def forward(model, prompts, trajectories, args):
     """The final states before all response tokens, (N, D), and the tokens, (N,), responses one after the other."""
     rows = [(prompt, t.ids) for prompt, t in zip(prompts, trajectories)]
-    ids, select = pad(rows, [[1] * len(t.ids) for t in trajectories], args.device)
+    ids, select, lengths = join(rows, [[1] * len(t.ids) for t in trajectories], args.device)
     with autocast(args.device):
-        return model.hidden(ids[:, :-1])[select], ids[:, 1:][select]
+        return model.hidden(ids[:, :-1], lengths=lengths)[select], ids[:, 1:][select]
 
 
 def advantages_of(trajectories, kl, values, mask, totals, args, rng, offline=None):

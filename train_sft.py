@@ -15,7 +15,7 @@ from nanoverify.checkpoint import checkpoint_files, load_model, save_model
 from nanoverify.evaluate import evaluate, metrics, report, table
 from nanoverify.files import InputError, output_folder, print_skipped, read_jsonl, refuse, run, write_json, write_jsonl
 from nanoverify.model import autocast
-from nanoverify.scoring import backward, kl_divergence, pad, token_log_probs
+from nanoverify.scoring import backward, kl_divergence, join, token_log_probs
 from nanoverify.stage import (add_model_flags, add_output_flags, add_question_flags, add_training_flags, bad_lines, batch_of, clipped_step, earlier_evaluations,
                               load, new_parser, positive, print_memory, print_time, save_evaluations, test_problems)
 from nanoverify.state import go_on, identity, save_step, signals, state_bytes
@@ -30,7 +30,7 @@ def flags(argv):
     add_question_flags(parser)
     group = parser.add_argument_group("stage 1")
     group.add_argument("--lr", type=float, default=1e-3, help="peak learning rate; linear to 0 after 15%% warm-up; paper: 5e-6 (default: %(default)s)")
-    group.add_argument("--epochs", type=positive, default=3, help="default: %(default)s")
+    group.add_argument("--epochs", type=positive, default=2, help="paper: 3 (default: %(default)s)")
     group.add_argument("--steps", type=positive, help="stop after so many optimizer steps in all; the schedule stays that of --epochs (default: all)")
     group.add_argument("--batch", type=positive, default=8, help="trajectories per optimizer step (default: %(default)s)")
     group.add_argument("--kl", type=float, default=0.0, help="weight of KL(policy || base) on the learned tokens; paper: 0.1 (default: %(default)s)")
@@ -60,9 +60,9 @@ def read_rows(args, tokenizer, context: int):
     return rows, too_long
 
 
-def masked_loss(model, ids, select, vocab_size: int):
-    """-log-prob of all selected tokens, summed, and the final states before them, (N, D). ids, select: as `pad` makes them."""
-    hidden = model.hidden(ids[:, :-1])[select]
+def masked_loss(model, ids, select, lengths, vocab_size: int):
+    """-log-prob of all selected tokens, summed, and the final states before them, (N, D). ids, select, lengths: as `join` makes them."""
+    hidden = model.hidden(ids[:, :-1], lengths=lengths)[select]
     return -token_log_probs(hidden, model.lm_head.weight, ids[:, 1:][select], vocab_size).sum(), hidden
 
 
@@ -71,14 +71,14 @@ def accumulate(model, base, batch, vocab_size: int, args):
     learned = sum(sum(mask) for _, _, mask, _ in batch)  # counted once, over the whole optimizer step
 
     def work(part):
-        ids, select = pad([batch[i][:2] for i in part], [batch[i][2] for i in part], args.device)
+        ids, select, lengths = join([batch[i][:2] for i in part], [batch[i][2] for i in part], args.device)
         with autocast(args.device):
-            loss, hidden = masked_loss(model, ids, select, vocab_size)
+            loss, hidden = masked_loss(model, ids, select, lengths, vocab_size)
         loss, kl = loss / learned, 0.0
         found = loss.item()
         if base:
             with torch.no_grad(), autocast(args.device):
-                base_hidden = base.hidden(ids[:, :-1])[select]
+                base_hidden = base.hidden(ids[:, :-1], lengths=lengths)[select]
             kl = kl_divergence(hidden, model.lm_head.weight, base_hidden, base.lm_head.weight, vocab_size).sum() / learned
             loss, kl = loss + args.kl * kl, kl.item()
         return loss, (found, kl)

@@ -48,7 +48,7 @@ from nanoverify.files import InputError, run
 from nanoverify.model import autocast
 from nanoverify.problems import SOLVE_PROMPT, make_puzzles
 from nanoverify.sampler import generate
-from nanoverify.scoring import pad
+from nanoverify.scoring import join
 from nanoverify.stage import add_model_flags, batch_of, clipped_step, load, positive
 from nanoverify.tokenizer import Tokenizer
 
@@ -139,12 +139,13 @@ def peer_responses(peer, tokenizer, prompts, samples: int, max_new_tokens: int, 
 
 
 def peer_loss(peer, batch, device):
-    """Mean cross-entropy of the learned tokens, by transformers."""
-    ids, select = pad([row[:2] for row in batch], [row[2] for row in batch], device)
-    labels = torch.full_like(ids, -100)
-    labels[:, 1:][select] = ids[:, 1:][select]
-    lengths = torch.tensor([len(prompt) + len(response) for prompt, response, *_ in batch], device=device)
-    return peer(input_ids=ids, attention_mask=(torch.arange(ids.shape[1], device=device) < lengths[:, None]).long(), labels=labels).loss
+    """Mean cross-entropy of the learned tokens, by transformers: the batch padded on the right."""
+    lengths = [len(prompt) + len(response) for prompt, response, *_ in batch]
+    fill = lambda row, value: row + [value] * (max(lengths) - len(row))
+    ids = torch.tensor([fill(prompt + response, 0) for prompt, response, *_ in batch], device=device)
+    labels = torch.tensor([fill([-100] * len(prompt) + [id if flag else -100 for id, flag in zip(response, mask)], -100) for prompt, response, mask, *_ in batch], device=device)
+    seen = torch.tensor([fill([1] * length, 0) for length in lengths], device=device)
+    return peer(input_ids=ids, attention_mask=seen, labels=labels).loss
 
 
 def compare(model, tokenizer, peer, prompts, max_new_tokens: int, batch=()):
@@ -156,8 +157,8 @@ def compare(model, tokenizer, peer, prompts, max_new_tokens: int, batch=()):
         raise InputError(f"the greedy texts of ours and of transformers differ for prompts {different} of {len(prompts)}; nothing is timed")
     if batch:
         with torch.no_grad():
-            ids, select = pad([row[:2] for row in batch], [row[2] for row in batch], peer.device)
-            mine = (train_sft.masked_loss(model, ids, select, tokenizer.vocab_size)[0] / select.sum()).item()
+            ids, select, lengths = join([row[:2] for row in batch], [row[2] for row in batch], peer.device)
+            mine = (train_sft.masked_loss(model, ids, select, lengths, tokenizer.vocab_size)[0] / select.sum()).item()
             other = peer_loss(peer, batch, peer.device).item()
         if not abs(mine - other) < 1e-4:
             raise InputError(f"the masked loss is {mine:.6f} by ours and {other:.6f} by transformers; nothing is timed")

@@ -2,6 +2,8 @@
 
 Shared by SFT and RL, so that both, and the sampler, compute one probability in one way (`sampler.scaled_log_probs`).
 """
+import math
+
 import torch
 from torch.utils.checkpoint import checkpoint
 
@@ -11,27 +13,29 @@ from nanoverify.sampler import scaled_log_probs
 LOGITS = 2 ** 26  # largest number of logits at once: 256 MB in fp32
 
 
-def micro_batches(lengths: list[int], budget: int) -> list[list[int]]:
-    """Indices in groups of at most `budget` padded tokens, of like length, the longest first."""
-    groups = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= budget:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    return groups
+def micro_batches(lengths: list[int], budget: int, count: int = 1) -> list[list[int]]:
+    """Indices in groups of at most `budget` tokens (a longer sequence has one of its own), about as many in each; a multiple of `count`
+    groups where there is so much to share. The longest sequences come first in each."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    number = min(count * math.ceil(sum(lengths) / (budget * count)), len(lengths))
+    while True:
+        groups, filled = [[] for _ in range(number)], [0] * number
+        for i in order:
+            least = filled.index(min(filled))
+            groups[least].append(i)
+            filled[least] += lengths[i]
+        if all(tokens <= budget or len(group) == 1 for group, tokens in zip(groups, filled)):
+            return groups
+        number += 1
 
 
-def pad(rows: list[tuple[list[int], list[int]]], masks: list[list[int]], device):
-    """(prompt ids, response ids) and a 0/1 mask per response -> ids (B, T) padded on the right, and select (B, T - 1):
-    True where the NEXT token is masked 1, since logits at t predict token t + 1."""
-    width = max(len(prompt) + len(response) for prompt, response in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    select = torch.zeros(len(rows), width - 1, dtype=torch.bool)
-    for b, ((prompt, response), mask) in enumerate(zip(rows, masks)):
-        ids[b, : len(prompt) + len(response)] = torch.tensor(prompt + response)
-        select[b, len(prompt) - 1: len(prompt) - 1 + len(response)] = torch.tensor(mask, dtype=torch.bool)
-    return ids.to(device), select.to(device)
+def join(rows: list[tuple[list[int], list[int]]], masks: list[list[int]], device):
+    """(prompt ids, response ids) and a 0/1 mask per response -> ids (1, T), one sequence behind the other; select (1, T - 1), True
+    where the NEXT token is masked 1, since logits at t predict token t + 1; and the sequences' lengths in ids[:, :-1]."""
+    ids = [id for prompt, response in rows for id in prompt + response]
+    select = [flag for (prompt, _), mask in zip(rows, masks) for flag in [0] * len(prompt) + list(mask)]
+    lengths = [len(prompt) + len(response) for prompt, response in rows]
+    return torch.tensor([ids], device=device), torch.tensor([select[1:]], dtype=torch.bool, device=device), [*lengths[:-1], lengths[-1] - 1]
 
 
 def backward(model, lengths: list[int], budget: int, work, parameters: list) -> list:
@@ -39,7 +43,7 @@ def backward(model, lengths: list[int], budget: int, work, parameters: list) -> 
 
     On a CPU several at a time: with two workers SFT takes 0.65 of the time that two threads in each operation take.
     """
-    parts = micro_batches(lengths, budget)
+    parts = micro_batches(lengths, budget, workers(model))
     count = min(workers(model), len(parts))
     if count <= 1:
         def one(part):

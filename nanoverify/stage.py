@@ -56,8 +56,8 @@ def add_question_flags(parser):
 
 
 def add_training_flags(group, save_every: int):
-    group.add_argument("--micro-tokens", type=positive, default=4096 if torch.cuda.is_available() else 1536,
-                       help="padded tokens per forward pass; lower it if memory runs out (default: 4096 on CUDA; 1536 on a CPU, whose caches hold them)")
+    group.add_argument("--micro-tokens", type=positive, default=4096 if torch.cuda.is_available() else 2048,
+                       help="tokens per forward pass; lower it if memory runs out (default: 4096 on CUDA; 2048 on a CPU)")
     group.add_argument("--recompute", action="store_true", help="keep only layer inputs for the backward pass: far less memory, a third more time")
     group.add_argument("--eval-every", type=int, default=0, metavar="STEPS", help="evaluate on the way; 0: only at the end")
     group.add_argument("--save-every", type=positive, metavar="STEPS", default=save_every, help="save the state of the run in OUT.part/state (default: %(default)s)")

@@ -14,7 +14,7 @@ from nanoverify import scoring
 from nanoverify.checkpoint import save_model
 from nanoverify.files import write_jsonl
 from nanoverify.problems import SOLVE_PROMPT
-from nanoverify.scoring import kl_divergence, log_probs_and_entropy, micro_batches, pad, token_log_probs
+from nanoverify.scoring import kl_divergence, log_probs_and_entropy, join, micro_batches, token_log_probs
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.trajectory import RECHECK, RETRY, compose
 from nanoverify.verifier import VERDICTS, Verification
@@ -93,26 +93,44 @@ def test_kl_divergence():
 
 # ---- rows and masks -------------------------------------------------------------------------------------------------
 
-def test_pad_by_hand():
-    """Bug: the shift by one: logits at t predict token t + 1, so the LAST prompt position predicts the first response token."""
-    ids, select = pad([([5, 6, 7], [1, 2]), ([8], [3, 4, 9, 2])], [[1, 1], [0, 1, 0, 1]], "cpu")
-    assert ids.tolist() == [[5, 6, 7, 1, 2], [8, 3, 4, 9, 2]]
-    assert select.int().tolist() == [[0, 0, 1, 1], [0, 1, 0, 1]]
+def test_join_by_hand():
+    """Bug: the shift by one: logits at t predict token t + 1, so the LAST prompt position predicts the first response token; the last token of
+    a sequence predicts the first of the next."""
+    ids, select, lengths = join([([5, 6, 7], [1, 2]), ([8], [3, 4, 9, 2])], [[1, 1], [0, 1, 0, 1]], "cpu")
+    assert ids.tolist() == [[5, 6, 7, 1, 2, 8, 3, 4, 9, 2]] and lengths == [5, 4]
+    assert select.int().tolist() == [[0, 0, 1, 1, 0, 0, 1, 0, 1]]
     assert ids[:, 1:][select].tolist() == [1, 2, 4, 2]
-    ids, select = pad([([5], [1]), ([8, 8], [3, 4])], [[1], [1, 1]], "cpu")
-    assert ids.tolist() == [[5, 1, 0, 0], [8, 8, 3, 4]] and select.int().tolist() == [[1, 0, 0], [0, 1, 1]]
+    ids, select, lengths = join([([5], [1])], [[1]], "cpu")
+    assert ids.tolist() == [[5, 1]] and select.int().tolist() == [[1]] and lengths == [1]
+
+
+@torch.no_grad()
+def test_joined_sequences_do_not_see_each_other():
+    """Bug: a sequence sees the one before it, its positions go on from there, or bf16 on a CPU takes another path."""
+    model, sequences = tiny_model(vocab_size=V), [p + r for p, r in ROWS]
+    ids, lengths = torch.tensor([sum(sequences, [])]), [len(sequence) for sequence in sequences]
+    alone = torch.cat([model.hidden(torch.tensor([sequence]))[0] for sequence in sequences])
+    torch.testing.assert_close(model.hidden(ids, lengths=lengths)[0], alone, atol=1e-5, rtol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        alone = torch.cat([model.hidden(torch.tensor([sequence]))[0] for sequence in sequences])
+        torch.testing.assert_close(model.hidden(ids, lengths=lengths)[0], alone, atol=0.05, rtol=0.05)
 
 
 def test_micro_batches():
-    """Bug: a response is lost or repeated, the padded size exceeds the budget, or one long response alone is dropped."""
+    """Bug: a response is lost or repeated, the tokens exceed the budget, one long response alone is dropped, or one worker gets more than the other."""
     rng = random.Random(0)
     for budget in (1, 50, 100, 1000, 10 ** 6):
-        lengths = [rng.randint(1, 80) for _ in range(60)]
-        groups = micro_batches(lengths, budget)
-        assert sorted(sum(groups, [])) == list(range(60))
-        assert all(len(group) == 1 or len(group) * max(lengths[i] for i in group) <= budget for group in groups)
-        assert max(lengths) in [lengths[i] for i in groups[0]]  # memory runs out at once or never
-    assert len(groups) == 1 and micro_batches([], 10) == []
+        for count in (1, 2, 3):
+            lengths = [rng.randint(1, 80) for _ in range(60)]
+            groups = micro_batches(lengths, budget, count)
+            assert sorted(sum(groups, [])) == list(range(60))
+            sizes = [sum(lengths[i] for i in group) for group in groups]
+            assert all(len(group) == 1 or size <= budget for group, size in zip(groups, sizes))
+            assert max(lengths) in [lengths[i] for i in groups[0]]  # memory runs out at once or never
+            if budget >= 1000:
+                assert len(groups) % count == 0 and max(sizes) - min(sizes) <= 80
+        assert budget < 10 ** 6 or len(groups) == count
+    assert micro_batches([], 10, 2) == [] and micro_batches([3], 10, 2) == [[0]]
 
 
 ROWS = [([n + 1, 3, 5][: 1 + n % 3], [random.Random(10 * n + i).randrange(REAL) for i in range(2 + n)]) for n in range(8)]
@@ -132,8 +150,8 @@ def test_kl_pulls_towards_the_base():
     """Bug: the sign of --kl, or its mean is taken over another number of tokens than the loss's."""
     model, base = tiny_model(vocab_size=V, seed=0), tiny_model(vocab_size=V, seed=1).requires_grad_(False)
     plain, pulled = gradients(model, 20)[1], gradients(model, 20, base, kl=0.5)[1]
-    ids, select = pad(ROWS, MASKS, "cpu")
-    ours, theirs = (m(ids[:, :-1])[select][:, :REAL].log_softmax(-1) for m in (model, base))
+    ids, select, lengths = join(ROWS, MASKS, "cpu")
+    ours, theirs = (m.lm_head(m.hidden(ids[:, :-1], lengths=lengths))[select][:, :REAL].log_softmax(-1) for m in (model, base))
     model.zero_grad()
     (0.5 * F.kl_div(theirs, ours, log_target=True, reduction="batchmean")).backward()
     for name, parameter in model.named_parameters():
