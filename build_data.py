@@ -33,7 +33,7 @@ def flags(argv):
     add_model_flags(parser)
     add_question_flags(parser)
     group = parser.add_argument_group("stage 0")
-    group.add_argument("--count", type=positive, default=6000, help="questions (default: %(default)s)")
+    group.add_argument("--count", type=positive, default=5400, help="questions (default: %(default)s)")
     group.add_argument("--samples", type=int, default=8, metavar="K", help="answers per question; paper: 5 (default: %(default)s)")
     group.add_argument("--temperature", type=float, default=1.0, help="of answers; paper: 0.7 (default: %(default)s)")
     group.add_argument("--verify-temperature", type=float, default=0.5, help="of verifications; 0 is greedy (default: %(default)s)")

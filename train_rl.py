@@ -29,7 +29,7 @@ from nanoverify.files import InputError, output_folder, run, write_json, write_j
 from nanoverify.model import autocast
 from nanoverify.parallel import in_parallel, workers
 from nanoverify.problems import SOLVE_PROMPT
-from nanoverify.scoring import backward, log_probs_and_entropy, join, micro_batches, token_log_probs
+from nanoverify.scoring import backward, join, log_probs_and_entropy, micro_batches, room, token_log_probs
 from nanoverify.stage import (add_model_flags, add_output_flags, add_question_flags, add_training_flags, batch_of, clipped_step, earlier_evaluations,
                               load, new_parser, positive, print_memory, print_time, save_evaluations, test_problems, train_problems)
 from nanoverify.state import go_on, identity, save_step, signals, state_bytes
@@ -42,7 +42,7 @@ def flags(argv):
     add_model_flags(parser, default="out/sft")
     add_question_flags(parser)
     group = parser.add_argument_group("rollout")
-    group.add_argument("--steps", type=positive, default=32, help="rollouts (default: %(default)s)")
+    group.add_argument("--steps", type=positive, default=40, help="rollouts (default: %(default)s)")
     group.add_argument("--prompts", type=positive, default=64, metavar="P", help="questions per step, as in the paper (default: %(default)s)")
     group.add_argument("--samples", type=int, default=8, metavar="M", help="responses per question; paper: 4 (default: %(default)s)")
     group.add_argument("--temperature", type=float, default=1.0, help="of rollouts and log-probs; paper: 0.7 (default: %(default)s)")
@@ -127,16 +127,16 @@ def score(model, tokenizer, prompts, trajectories, rows, args, value_head=None):
         columns = torch.cat([torch.arange(len(trajectories[i].ids)) for i in part])
         out[:, index, columns] = torch.stack([log_probs, entropy, values]).cpu()
     count = workers(model)
-    in_parallel(work, micro_batches([len(prompts[i]) + len(trajectories[i].ids) for i in rows], args.micro_tokens, count), count)
+    in_parallel(work, micro_batches([room(prompts[i], trajectories[i].ids) for i in rows], args.micro_tokens, count), count)
     return out
 
 
 def forward(model, prompts, trajectories, args):
     """The final states before all response tokens, (N, D), and the tokens, (N,), responses one after the other."""
     rows = [(prompt, t.ids) for prompt, t in zip(prompts, trajectories)]
-    ids, select, lengths = join(rows, [[1] * len(t.ids) for t in trajectories], args.device)
+    ids, targets, select, lengths = join(rows, [[1] * len(t.ids) for t in trajectories], args.device)
     with autocast(args.device):
-        return model.hidden(ids[:, :-1], lengths=lengths)[select], ids[:, 1:][select]
+        return model.hidden(ids, lengths=lengths)[select], targets[select]
 
 
 def advantages_of(trajectories, kl, values, mask, totals, args, rng, offline=None):
@@ -215,7 +215,7 @@ def update(model, value_head, optimizer, tokenizer, prompts, trajectories, advan
                     wrong = ppo.value_loss(value_head(hidden.float())[:, 0], flat(old[2]), flat(returns), clip=0.2)
                     loss, found["value_loss"] = loss + 0.5 * wrong, wrong.item()
                 return loss / count, found
-            for found in backward(model, [len(prompts[i]) + len(trajectories[i].ids) for i in batch], args.micro_tokens, work, parameters):
+            for found in backward(model, [room(prompts[i], trajectories[i].ids) for i in batch], args.micro_tokens, work, parameters):
                 for key in found.keys() - {"ratio_min", "ratio_max"}:
                     signs[key] += found[key]
                 signs["ratio_min"] = min(signs["ratio_min"], found["ratio_min"])

@@ -15,7 +15,7 @@ from nanoverify.checkpoint import checkpoint_files, load_model, save_model
 from nanoverify.evaluate import evaluate, metrics, report, table
 from nanoverify.files import InputError, output_folder, print_skipped, read_jsonl, refuse, run, write_json, write_jsonl
 from nanoverify.model import autocast
-from nanoverify.scoring import backward, kl_divergence, join, token_log_probs
+from nanoverify.scoring import backward, join, kl_divergence, room, token_log_probs
 from nanoverify.stage import (add_model_flags, add_output_flags, add_question_flags, add_training_flags, bad_lines, batch_of, clipped_step, earlier_evaluations,
                               load, new_parser, positive, print_memory, print_time, save_evaluations, test_problems)
 from nanoverify.state import go_on, identity, save_step, signals, state_bytes
@@ -60,10 +60,10 @@ def read_rows(args, tokenizer, context: int):
     return rows, too_long
 
 
-def masked_loss(model, ids, select, lengths, vocab_size: int):
-    """-log-prob of all selected tokens, summed, and the final states before them, (N, D). ids, select, lengths: as `join` makes them."""
-    hidden = model.hidden(ids[:, :-1], lengths=lengths)[select]
-    return -token_log_probs(hidden, model.lm_head.weight, ids[:, 1:][select], vocab_size).sum(), hidden
+def masked_loss(model, ids, targets, select, lengths, vocab_size: int):
+    """-log-prob of all selected targets, summed, and the final states before them, (N, D). The arguments are as `join` makes them."""
+    hidden = model.hidden(ids, lengths=lengths)[select]
+    return -token_log_probs(hidden, model.lm_head.weight, targets[select], vocab_size).sum(), hidden
 
 
 def accumulate(model, base, batch, vocab_size: int, args):
@@ -71,18 +71,18 @@ def accumulate(model, base, batch, vocab_size: int, args):
     learned = sum(sum(mask) for _, _, mask, _ in batch)  # counted once, over the whole optimizer step
 
     def work(part):
-        ids, select, lengths = join([batch[i][:2] for i in part], [batch[i][2] for i in part], args.device)
+        ids, targets, select, lengths = join([batch[i][:2] for i in part], [batch[i][2] for i in part], args.device)
         with autocast(args.device):
-            loss, hidden = masked_loss(model, ids, select, lengths, vocab_size)
+            loss, hidden = masked_loss(model, ids, targets, select, lengths, vocab_size)
         loss, kl = loss / learned, 0.0
         found = loss.item()
         if base:
             with torch.no_grad(), autocast(args.device):
-                base_hidden = base.hidden(ids[:, :-1], lengths=lengths)[select]
+                base_hidden = base.hidden(ids, lengths=lengths)[select]
             kl = kl_divergence(hidden, model.lm_head.weight, base_hidden, base.lm_head.weight, vocab_size).sum() / learned
             loss, kl = loss + args.kl * kl, kl.item()
         return loss, (found, kl)
-    found = backward(model, [len(p) + len(r) for p, r, *_ in batch], args.micro_tokens, work, list(model.parameters()))
+    found = backward(model, [room(p, r) for p, r, *_ in batch], args.micro_tokens, work, list(model.parameters()))
     return sum(loss for loss, _ in found), sum(kl for _, kl in found), learned
 
 

@@ -15,7 +15,7 @@ import torch
 from nanoverify.files import InputError, run
 from nanoverify.model import autocast
 from nanoverify.problems import SOLVE_PROMPT, Problem
-from nanoverify.sampler import decode, fuse, next_token, prefill
+from nanoverify.sampler import decode, fuse, next_token, prefill, uniform
 from nanoverify.stage import add_model_flags, load
 from nanoverify.trajectory import parse
 from nanoverify.verifier import VERDICTS
@@ -29,9 +29,9 @@ def stream(model, tokenizer, prompt: list[int], max_new_tokens: int, temperature
     context, device = model.config.max_position_embeddings, model.lm_head.weight.device
     if len(prompt) >= context:
         raise InputError(f"the question has {len(prompt)} tokens; the model's context is {context}")
-    uniform = torch.rand(min(max_new_tokens, context - len(prompt)), generator=torch.Generator().manual_seed(seed)).to(device)
+    numbers = uniform(seed, 0, 1, min(max_new_tokens, context - len(prompt)))[0].to(device)
     fused, (cache, logits) = fuse(model), prefill(model, [prompt])
-    for u in uniform:
+    for u in numbers:
         ids, _ = next_token(logits, tokenizer.vocab_size, temperature, 0, 1.0, u[None])
         yield ids.item()
         if ids.item() in tokenizer.stop_ids:

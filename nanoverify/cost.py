@@ -2,16 +2,17 @@
 
 Weights, gradients and both Adam moments are fp32 (the master copy), matrix products are bf16 under autocast. Sampling
 and training never overlap, so the peak is what stays plus the larger of the two. For PyTorch's attention kernel, as on
-CUDA; model.chunked_attention, on a CPU, keeps about H (T + 128) more bytes per token and layer. What reading a group of
-prompts takes is left out. Letters as in model.py; I is the width of the MLP, L the number of layers.
+CUDA; model.chunked_attention, on a CPU, keeps about H (T + 256) more bytes per token and layer, and each worker has its own
+micro-batch. What reading a group of prompts takes is left out. Letters as in model.py; I is the width of the MLP, L the number of layers.
 """
 import time
 
 import torch
 
 from nanoverify.model import Config, Transformer, autocast
+from nanoverify.parallel import in_parallel, workers
 from nanoverify.sampler import KVCache, decode, fuse, prefill
-from nanoverify.scoring import LOGITS, token_log_probs
+from nanoverify.scoring import LOGITS, backward, token_log_probs
 
 
 def activation_bytes(config: Config, tokens: int, recompute: bool) -> int:
@@ -67,31 +68,38 @@ def seconds_of(work, device) -> float:
     return now(device) - began
 
 
-@torch.inference_mode()
 def decoding_step(model, rows: int, slots: int) -> float:
-    """Seconds for one more token of each of `rows` rows of nearly `slots` tokens, as in `sampler.generate`."""
-    device = model.lm_head.weight.device
-    with autocast(device):
-        cache, _ = prefill(model, [[0]])
-        cache = KVCache(model.config, rows, device, cache.k[0].dtype)
-        cache.reserve(slots)
-        cache.advance(torch.full((rows,), slots - 2, device=device))
-        fused = fuse(model)
-        return seconds_of(lambda: decode(fused, torch.zeros(rows, dtype=torch.long, device=device), cache), device)
+    """Seconds for one more token of each of `rows` rows of nearly `slots` tokens, shared by the workers as in `sampler.generate`."""
+    device, count = model.lm_head.weight.device, min(workers(model), rows)
+
+    @torch.inference_mode()
+    def prepare(rows):
+        with autocast(device):
+            cache, _ = prefill(model, [[0]])
+            cache, fused = KVCache(model.config, rows, device, cache.k[0].dtype), fuse(model)
+            cache.resize(rows)
+            cache.reserve(slots)
+            cache.advance(torch.full((cache.rows,), slots - 2, device=device))
+        return fused, torch.zeros(rows, dtype=torch.long, device=device), cache
+
+    prepared = [prepare(-(-rows // count)) for _ in range(count)]
+    return seconds_of(lambda: in_parallel(torch.inference_mode()(lambda one: decode(*one)), prepared, count), device)
 
 
 def training_pass(model, rows: int, length: int, vocab_size: int) -> float:
-    """Seconds for a forward and a backward pass over `rows` sequences of `length` tokens that are all learned. Leaves no gradient."""
-    weight = model.lm_head.weight
-    ids = torch.zeros(rows, length + 1, dtype=torch.long, device=weight.device)
+    """Seconds for a forward and a backward pass over `rows` sequences of `length` tokens that are all learned, and as many for each worker more.
+    Leaves no gradient."""
+    weight, count = model.lm_head.weight, workers(model)
+    ids = torch.zeros(1, rows * length + 1, dtype=torch.long, device=weight.device)
 
-    def work():
+    def work(_):
         with autocast(weight.device):
-            hidden = model.hidden(ids[:, :-1]).flatten(0, 1)  # (rows * length, D)
-        token_log_probs(hidden, weight, ids[:, 1:].flatten(), vocab_size).sum().backward()
-    seconds = seconds_of(work, weight.device)  # in the second run the gradients are there already, as behind a first micro-batch
+            hidden = model.hidden(ids[:, :-1], lengths=[length] * rows)[0]  # (rows * length, D)
+        return token_log_probs(hidden, weight, ids[0, 1:], vocab_size).sum(), None
+    parameters = list(model.parameters())
+    seconds = seconds_of(lambda: backward(model, [1] * count, 1, work, parameters), weight.device)  # in the second run the gradients are there already
     model.zero_grad()
-    return seconds
+    return seconds / count
 
 
 def time_line(fixed: float, per_token: float) -> str:

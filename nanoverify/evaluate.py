@@ -20,7 +20,7 @@ from nanoverify.verifier import agreement
 
 
 def respond(model, tokenizer, problems: list[Problem], samples_per_prompt: int, max_new_tokens: int, temperature: float,
-            seed: int = 0, batch_size: int = 256, progress: str = "") -> list[list[Trajectory]]:
+            seed: int = 0, batch_size: int = 512, progress: str = "") -> list[list[Trajectory]]:
     """Ask each question and parse what comes: [problem][sample]."""
     prompts = [tokenizer.prompt(SOLVE_PROMPT.format(question=problem.question)) for problem in problems]
     with autocast(model.lm_head.weight.device):

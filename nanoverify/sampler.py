@@ -5,6 +5,8 @@ each prompt is read once and copied to its samples; a row that ends leaves, the 
 waiting prompts fill the free rows. So the batch stays full and nothing is computed for finished text.
 On a CPU each worker (`parallel.py`) has a batch of its own, with its share of the prompts.
 """
+import random
+import threading
 from dataclasses import dataclass, field
 
 import torch
@@ -25,6 +27,7 @@ class Sample:
 
 
 SLOTS = 32  # a cache grows and shrinks by so many tokens
+ROWS = 32  # rows are decoded in multiples of this
 
 
 class KVCache:
@@ -67,7 +70,8 @@ class KVCache:
         return torch.zeros(hidden.shape, device=k.device, dtype=k.dtype).masked_fill_(hidden, float("-inf"))
 
     def append(self, layer, k, v):
-        """Write T tokens per row into an empty cache, k and v (B, K, T, E); all slots, (B, K, S, E)."""
+        """Write T tokens per row into an empty cache, k and v (B, K, T, E); all slots, (B, K, S, E). `decode` writes the tokens that follow."""
+        assert self.window == 0, "several tokens at once only into an empty cache"
         for cached, new in ((self.k[layer], k), (self.v[layer], v)):
             cached[: self.rows, :, : new.shape[2]] = new
         return self.k[layer][: self.rows], self.v[layer][: self.rows]
@@ -78,9 +82,11 @@ class KVCache:
         self.window = self.window + tokens if isinstance(tokens, int) else int(tokens.max())
 
     def resize(self, rows: int):
-        """Only the first `rows` rows count from now on."""
-        self.rows = rows
+        """Only the first `rows` rows count from now on. A few idle ones behind them, which begin anew, go along, so that there are few
+        different shapes: on a CPU the bf16 products are compiled for each; sampling 512 rows of the default takes X of the time."""
         self.window = int(self.lengths[:rows].max()) if rows else 0
+        self.rows = min(-(-rows // ROWS) * ROWS, len(self.lengths))
+        self.lengths[rows:] = 0
 
     def copy_rows(self, source: "KVCache", rows: list[int], to: list[int]):
         """Rows `rows` of `source` (may be this cache) are written over rows `to`; call `resize` afterwards."""
@@ -121,6 +127,12 @@ def draw(log_probs, u):
     cumulative = log_probs.exp().cumsum(-1)
     # just below the total, so that rounding never leads behind the last id that has any mass
     return torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:] * (1 - 1e-6), right=True)[:, 0]
+
+
+def uniform(seed: int, prompt: int, samples: int, tokens: int):
+    """Random numbers for the samples of the prompt of this number, (samples, tokens). Each token has its own, so that neither its place in the batch nor its
+    neighbours change the text."""
+    return torch.rand(samples, tokens, generator=torch.Generator().manual_seed(random.Random(f"{seed} {prompt}").getrandbits(63)))
 
 
 def next_token(logits, vocab_size, temperature, top_k, top_p, u):
@@ -190,41 +202,41 @@ def fuse(model) -> Fused:
                  torch.tensor((model.config.hidden_size * model.config.rms_norm_eps) ** 0.5, device=model.lm_head.weight.device), layers)
 
 
-@torch.autocast("cuda", enabled=False)
-@torch.autocast("cpu", enabled=False)
 def decode(fused: Fused, ids, cache: KVCache):
     """Read one more token of every row, ids (B,): the logits that follow, (B, V). `Transformer.hidden` for a single token, in as few
     operations as will do: for small models and small batches it is their number that costs."""
-    cache.reserve(1)
-    c, B, dtype = fused.config, len(ids), cache.k[0].dtype
-    H, K, E, D = c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.hidden_size
-    S, lengths = cache.k[0].shape[2], cache.lengths[:B]
-    slots = (torch.arange(B * K, device=ids.device).view(B, K) * S + lengths[:, None]).flatten()  # where the new token goes, (B * K,)
-    cos, sin = angles(lengths, fused.frequencies.to(ids.device))  # (B, 1, E)
-    mask = cache.mask(1).expand(B, K, 1, S).reshape(B * K, 1, S)
-    x = fused.embedding[ids]  # (B, D)
+    with torch.autocast(ids.device.type, enabled=False):  # the precisions are chosen here
+        cache.reserve(1)
+        count, ids = len(ids), F.pad(ids, (0, cache.rows - len(ids)))  # idle rows go along
+        c, B, dtype = fused.config, len(ids), cache.k[0].dtype
+        H, K, E, D = c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.hidden_size
+        S, lengths = cache.k[0].shape[2], cache.lengths[:B]
+        slots = (torch.arange(B * K, device=ids.device).view(B, K) * S + lengths[:, None]).flatten()  # where the new token goes, (B * K,)
+        cos, sin = angles(lengths, fused.frequencies.to(ids.device))  # (B, 1, E)
+        mask = cache.mask(1).expand(B, K, 1, S).reshape(B * K, 1, S)
+        x = fused.embedding[ids]  # (B, D)
 
-    def norm(x):  # times sqrt(D), which is in the weights, the RMSNorm without its gain
-        return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), fused.small)
+        def norm(x):  # times sqrt(D), which is in the weights, the RMSNorm without its gain
+            return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), fused.small)
 
-    for i, layer in enumerate(fused.layers):
-        qkv = F.linear(norm(x).to(dtype), layer["qkv"], layer["bias"]).view(B, H + 2 * K, E)
-        qk = qkv[:, : H + K].to(x.dtype)
-        if layer["norms"] is not None:
-            qk = F.rms_norm(qk, (E,), None, c.rms_norm_eps) * layer["norms"]
-        qk = rotate(qk, cos, sin).to(dtype)  # (B, H + K, E)
-        k, v = cache.k[i][:B], cache.v[i][:B]  # (B, K, S, E)
-        k.view(-1, E).index_copy_(0, slots, qk[:, H:].reshape(-1, E))
-        v.view(-1, E).index_copy_(0, slots, qkv[:, H + K:].reshape(-1, E))
-        # the G query heads of one key/value head read it together: nothing is copied
-        q = qk[:, :H].reshape(B * K, H // K, E)
-        scores = torch.baddbmm(mask, q, k.flatten(0, 1).transpose(1, 2), alpha=E ** -0.5)  # (B * K, G, S)
-        y = torch.bmm(scores.softmax(-1), v.flatten(0, 1)).view(B, H * E)
-        x = x + F.linear(y, layer["o"])
-        gate, up = F.linear(norm(x).to(dtype), layer["gate_up"]).chunk(2, -1)
-        x = x + F.linear(F.silu(gate) * up, layer["down"])
-    cache.advance()
-    return F.linear(F.rms_norm(x, (D,), fused.gain, c.rms_norm_eps).to(fused.head.dtype), fused.head)
+        for i, layer in enumerate(fused.layers):
+            qkv = F.linear(norm(x).to(dtype), layer["qkv"], layer["bias"]).view(B, H + 2 * K, E)
+            qk = qkv[:, : H + K].to(x.dtype)
+            if layer["norms"] is not None:
+                qk = F.rms_norm(qk, (E,), None, c.rms_norm_eps) * layer["norms"]
+            qk = rotate(qk, cos, sin).to(dtype)  # (B, H + K, E)
+            k, v = cache.k[i][:B], cache.v[i][:B]  # (B, K, S, E)
+            k.view(-1, E).index_copy_(0, slots, qk[:, H:].reshape(-1, E))
+            v.view(-1, E).index_copy_(0, slots, qkv[:, H + K:].reshape(-1, E))
+            # the G query heads of one key/value head read it together: nothing is copied
+            q = qk[:, :H].reshape(B * K, H // K, E)
+            scores = torch.baddbmm(mask, q, k.flatten(0, 1).transpose(1, 2), alpha=E ** -0.5)  # (B * K, G, S)
+            y = torch.bmm(scores.softmax(-1), v.flatten(0, 1)).view(B, H * E)
+            x = x + F.linear(y, layer["o"])
+            gate, up = F.linear(norm(x).to(dtype), layer["gate_up"]).chunk(2, -1)
+            x = x + F.linear(F.silu(gate) * up, layer["down"])
+        cache.advance()
+        return F.linear(F.rms_norm(x[:count], (D,), fused.gain, c.rms_norm_eps).to(fused.head.dtype), fused.head)
 
 
 # ---- many texts ----------------------------------------------------------------------------------------------------------
@@ -244,27 +256,37 @@ def generate(model, prompts: list[list[int]], samples_per_prompt: int, max_new_t
             raise InputError(f"prompt {i + 1} of {len(prompts)} has {len(prompt)} tokens; with --max-new-tokens {max_new_tokens} "
                              f"it does not fit into the model's context of {context}")
     samples = [[Sample() for _ in range(samples_per_prompt)] for _ in prompts]
-    # each token of each sample has its own random number, so that neither its place in the batch nor its neighbours change the text
-    uniform = torch.rand(len(prompts), samples_per_prompt, max_new_tokens, generator=torch.Generator().manual_seed(seed))
+    if not prompts:
+        return samples
     # Long prompts first, neighbours of like length: little padding, and the largest memory use comes at once.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    count = max(min(workers(model), len(prompts)), 1)
+    count = min(workers(model), len(prompts))
     kind = model.lm_head.weight.device.type
     mixed, precision = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)  # a thread begins without
+    stopped = threading.Event()  # one worker fails, or Ctrl-C: the others end, too
     with tqdm(total=len(prompts) * samples_per_prompt, desc=progress, disable=not progress, leave=False) as bar:
         def work(share):
-            with torch.inference_mode(), torch.autocast(kind, precision, enabled=mixed):
-                fill(model, prompts, samples, share, uniform, stop_ids, vocab_size, temperature, top_k, top_p, -(-batch_size // count), bar)
-        in_parallel(work, [order[i::count] for i in range(count)], count)
+            try:
+                with torch.inference_mode(), torch.autocast(kind, precision, enabled=mixed):
+                    fill(model, prompts, samples, share, max_new_tokens, stop_ids, vocab_size, temperature, top_k, top_p, seed, -(-batch_size // count), bar, stopped)
+            except BaseException:
+                stopped.set()
+                raise
+        try:
+            in_parallel(work, [order[i::count] for i in range(count)], count)
+        except BaseException:
+            stopped.set()
+            raise
     return samples
 
 
 CHECK = {"cpu": 1, "cuda": 16}  # steps between two looks at which rows have ended: for each look the host waits for the device
 
 
-def fill(model, prompts, samples, waiting: list[int], uniform, stop_ids, vocab_size: int, temperature: float, top_k: int, top_p: float, batch_size: int, bar):
-    """Write the samples of the prompts `waiting`, in this order."""
-    device, (_, M, N) = model.lm_head.weight.device, uniform.shape
+def fill(model, prompts, samples, waiting: list[int], max_new_tokens: int, stop_ids, vocab_size: int, temperature: float, top_k: int, top_p: float, seed: int,
+         batch_size: int, bar, stopped):
+    """Write the samples of the prompts `waiting`, in this order, unless `stopped`."""
+    device, M, N = model.lm_head.weight.device, len(samples[0]), max_new_tokens
     fused, check = fuse(model), CHECK.get(device.type, 1)
     capacity = min(max(batch_size // M, 1), len(waiting)) * M
     cache, active = None, []  # active[b]: the Sample that row b writes
@@ -287,7 +309,7 @@ def fill(model, prompts, samples, waiting: list[int], uniform, stop_ids, vocab_s
         return ids
 
     last = torch.zeros(capacity, dtype=torch.long, device=device)  # the token to feed next
-    while active or waiting:
+    while (active or waiting) and not stopped.is_set():
         free = (capacity - len(active)) // M
         if waiting and free and (not active or free * M >= capacity // 4):
             group, waiting = waiting[:free], waiting[free:]
@@ -298,7 +320,8 @@ def fill(model, prompts, samples, waiting: list[int], uniform, stop_ids, vocab_s
             del read  # its memory is free while the rows are decoded
             active += [sample for i in group for sample in samples[i]]
             cache.resize(len(active))
-            noise[rows, :N] = uniform[group].flatten(0, 1).to(device)
+            if temperature:
+                noise[rows, :N] = torch.cat([uniform(seed, i, M, N) for i in group]).to(device)
             counts[rows], ended[rows] = 0, False
             last[rows] = take(rows, logits.repeat_interleave(M, 0))  # (new rows, V)
         else:

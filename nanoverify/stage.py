@@ -2,6 +2,7 @@
 import argparse
 import hashlib
 import math
+import os
 import random
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def add_question_flags(parser):
 
 def add_training_flags(group, save_every: int):
     group.add_argument("--micro-tokens", type=positive, default=4096 if torch.cuda.is_available() else 2048,
-                       help="tokens per forward pass; lower it if memory runs out (default: 4096 on CUDA; 2048 on a CPU)")
+                       help="tokens per forward pass of a worker; lower it if memory runs out (default: 4096 on CUDA; 2048 on a CPU)")
     group.add_argument("--recompute", action="store_true", help="keep only layer inputs for the backward pass: far less memory, a third more time")
     group.add_argument("--eval-every", type=int, default=0, metavar="STEPS", help="evaluate on the way; 0: only at the end")
     group.add_argument("--save-every", type=positive, metavar="STEPS", default=save_every, help="save the state of the run in OUT.part/state (default: %(default)s)")
@@ -81,6 +82,8 @@ def set_up(args):
         torch.zeros(1, device=args.device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {args.device}: {str(error).splitlines()[0]}")
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), 8))  # small matrices do not feed more
 
 
 def load(args):

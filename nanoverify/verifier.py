@@ -28,7 +28,7 @@ class Verification:
 
 
 def verify(model, tokenizer, claims: list[tuple[str, str]], style: str, count: int, max_new_tokens: int,
-           temperature: float = 1.0, seed: int = 0, batch_size: int = 256, progress: str = "") -> list[list[Verification]]:
+           temperature: float = 1.0, seed: int = 0, batch_size: int = 512, progress: str = "") -> list[list[Verification]]:
     """`count` verifications in one style for each claim (question, answer): [claim][i]. Any model can be the judge."""
     prompts = [tokenizer.prompt(VERIFY_PROMPTS[style].format(question=question, answer=answer)) for question, answer in claims]
     with autocast(model.lm_head.weight.device):

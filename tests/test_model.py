@@ -94,7 +94,7 @@ class GrowingCache:
 
 
 def test_cached_equals_full(pair):
-    """Bug: a cached key lacks its rotation, positions start again, or the one-token path groups the heads differently."""
+    """Bug: a cached key lacks its rotation, positions start again, or what a cache holds is not seen."""
     ours, theirs = pair
     ids, cache, parts = random_ids(2, 12), GrowingCache(), []
     with torch.no_grad():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import train_rl
-from nanoverify import ppo
+from nanoverify import ppo, scoring
 from nanoverify.checkpoint import load_model
 from nanoverify.evaluate import metrics
 from nanoverify.files import InputError
@@ -465,6 +465,23 @@ def test_gradient_does_not_depend_on_the_micro_batch(fp32):
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-4)
     torch.testing.assert_close(weights[1], weights[0], atol=1e-5, rtol=0)
     torch.testing.assert_close(weights[2], weights[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("value", [False, True])
+def test_workers_change_nothing(value, fp32, monkeypatch):
+    """Bug: a worker's scores, gradients or vital signs are lost, land elsewhere or leave out the value head."""
+    after, signs = [], []
+    for count in (1, 3):
+        for module in (scoring, train_rl):
+            monkeypatch.setattr(module, "workers", lambda model: count)
+        torch.manual_seed(0)
+        head = torch.nn.Linear(32, 1) if value else None
+        r = Rollout(0.1, settings(micro_tokens=3 * scoring.ROUND, minibatches=2), advantages=torch.linspace(-1, 2, 8)[:, None], value_head=head)
+        signs.append(r.update(r.old[2] + 0.3 * r.mask))
+        after.append([r.old, r.score(), *r.model.parameters(), *(head.parameters() if head else ())])
+    for one, several in zip(*after, strict=True):
+        torch.testing.assert_close(several, one, atol=1e-5, rtol=1e-4)
+    assert signs[1] == pytest.approx(signs[0], abs=1e-5)
 
 
 def test_value_head_learns_the_returns(fp32):

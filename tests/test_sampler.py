@@ -1,6 +1,7 @@
 """Sampling against the plain way: the whole text through the model for every token, one row at a time; and against transformers."""
 import math
 import random
+import threading
 
 import pytest
 import torch
@@ -97,9 +98,10 @@ def test_cached_logits_equal_the_full_forward(poisoned):
 
 
 @torch.no_grad()
-def test_cache_follows_the_longest_row(poisoned):
+def test_cache_follows_the_longest_row(poisoned, monkeypatch):
     """Bug: tokens are lost or shifted when the cache grows behind its slots or shrinks after a long row has left; fresh slots or rows
     are not zeroed; rows that left are carried along."""
+    monkeypatch.setattr("nanoverify.sampler.ROWS", 1)
     model, cache = tiny_model(context=4 * SLOTS), None
     prompts = [[i % 61 for i in range(3 * SLOTS - 2)], [5, 6, 7]]
     cache, logits = prefill(model, prompts)
@@ -139,14 +141,15 @@ def plain_texts():
     return model, stops, texts
 
 
-@pytest.mark.parametrize("slots", [4, SLOTS])
+@pytest.mark.parametrize("slots, idle", [(4, 1), (4, 2), (SLOTS, 32)])
 @pytest.mark.parametrize("count, check", [(1, 1), (3, 1), (1, 4)])  # on a GPU ended rows are looked for only every so many steps
 @pytest.mark.parametrize("samples, batch_size", [(1, 100), (1, 16), (1, 7), (1, 5), (1, 4), (1, 3), (1, 2), (1, 1), (3, 100), (3, 9), (3, 7), (3, 3), (3, 1)])
 @pytest.mark.parametrize("times", [1, 3])
-def test_batch_equals_each_prompt_alone(times, samples, batch_size, count, check, slots, plain_texts, poisoned, monkeypatch):
+def test_batch_equals_each_prompt_alone(times, samples, batch_size, count, check, slots, idle, plain_texts, poisoned, monkeypatch):
     """Bug: rows that end early, move or are refilled take the text, length or place in the result of another, also while the
     cache grows and shrinks; a small batch stalls; rows that wait for the next look after their end write into their text, or run out of room."""
     monkeypatch.setattr("nanoverify.sampler.SLOTS", slots)
+    monkeypatch.setattr("nanoverify.sampler.ROWS", idle)
     monkeypatch.setattr("nanoverify.sampler.workers", lambda model: count)
     monkeypatch.setattr("nanoverify.sampler.CHECK", {"cpu": check})
     model, stops, expected = plain_texts
@@ -200,9 +203,12 @@ def test_log_probs_equal_the_trainers(temperature):
             torch.testing.assert_close(torch.tensor(sample.logprobs), expected, atol=1e-4, rtol=0)
 
 
-def test_autocast():
-    """Bug: under autocast the cache stays in fp32, or logits and log-probs are rounded; sampler and trainer drift apart."""
-    model = tiny_model()
+@pytest.mark.parametrize("count", [1, 2])
+def test_autocast(count, monkeypatch):
+    """Bug: under autocast the cache stays in fp32, that of a worker, too, or logits and log-probs are rounded; sampler and trainer drift apart."""
+    model, dtypes, make = tiny_model(), set(), KVCache.__init__
+    monkeypatch.setattr("nanoverify.sampler.workers", lambda model: count)
+    monkeypatch.setattr(KVCache, "__init__", lambda cache, config, rows, device, dtype: dtypes.add(dtype) or make(cache, config, rows, device, dtype))
     with torch.autocast("cpu", torch.bfloat16):
         cache, logits = prefill(model, PROMPTS)
         assert cache.k[0].dtype == torch.bfloat16 and logits.dtype == torch.float32
@@ -213,6 +219,7 @@ def test_autocast():
                     hidden = model.hidden(torch.tensor([prompt + sample.ids]))[0, len(prompt) - 1: -1]
                     expected, _ = log_probs_and_entropy(hidden, model.lm_head.weight, torch.tensor(sample.ids), 61)
                 differences += (torch.tensor(sample.logprobs) - expected).abs().tolist()
+    assert dtypes == {torch.bfloat16}
     assert sum(differences) / len(differences) < 0.03
 
 
@@ -241,6 +248,22 @@ def test_place_and_neighbours_do_not_matter(monkeypatch):
     assert run() == expected == run(batch_size=16)
 
 
+def test_an_error_stops_all_workers(monkeypatch):
+    """Bug: Ctrl-C, or a lack of memory in one worker, shows only when the others have written all of their texts."""
+    monkeypatch.setattr("nanoverify.sampler.workers", lambda model: 2)
+    fed, plain = [], decode
+
+    def broken(fused, ids, cache):
+        fed.append(threading.get_ident())
+        if len(set(fed)) == 2 and fed[0] != fed[-1]:
+            raise KeyboardInterrupt
+        return plain(fused, ids, cache)
+    monkeypatch.setattr("nanoverify.sampler.decode", broken)
+    with pytest.raises(KeyboardInterrupt):
+        generate(tiny_model(context=4000), [PROMPTS[0], PROMPTS[3]], 1, 3000, set(), 61)
+    assert len(fed) < 3000
+
+
 def test_samples_of_one_prompt_are_independent():
     """Bug: the prompt's first token is drawn once and copied, so the K samples share it."""
     for batch_size in (64, 8):
@@ -252,7 +275,7 @@ def test_samples_of_one_prompt_are_independent():
 # ---- logits -> log-probs -> token -----------------------------------------------------------------------------------
 
 def test_draw_follows_the_probabilities():
-    """Bug: sampling is biased (clocks not inverted, generator ignored), or draws what has no probability."""
+    """Bug: sampling is biased (clocks not inverted, random numbers ignored), or draws what has no probability."""
     probs = torch.tensor([0.5, 0.25, 0.2, 0.05, 0.0])
     ids = draw(probs.log().expand(40_000, 5).contiguous(), torch.rand(40_000, generator=torch.Generator().manual_seed(0)))
     share = torch.bincount(ids, minlength=5) / 40_000

@@ -93,15 +93,16 @@ def test_kl_divergence():
 
 # ---- rows and masks -------------------------------------------------------------------------------------------------
 
-def test_join_by_hand():
+def test_join_by_hand(monkeypatch):
     """Bug: the shift by one: logits at t predict token t + 1, so the LAST prompt position predicts the first response token; the last token of
-    a sequence predicts the first of the next."""
-    ids, select, lengths = join([([5, 6, 7], [1, 2]), ([8], [3, 4, 9, 2])], [[1, 1], [0, 1, 0, 1]], "cpu")
-    assert ids.tolist() == [[5, 6, 7, 1, 2, 8, 3, 4, 9, 2]] and lengths == [5, 4]
-    assert select.int().tolist() == [[0, 0, 1, 1, 0, 0, 1, 0, 1]]
-    assert ids[:, 1:][select].tolist() == [1, 2, 4, 2]
-    ids, select, lengths = join([([5], [1])], [[1]], "cpu")
-    assert ids.tolist() == [[5, 1]] and select.int().tolist() == [[1]] and lengths == [1]
+    a sequence predicts the first of the next; what fills a sequence up is learned."""
+    monkeypatch.setattr(scoring, "ROUND", 3)
+    ids, targets, select, lengths = join([([5, 6, 7], [1, 2]), ([8], [3, 4, 9, 2])], [[1, 1], [0, 1, 0, 1]], "cpu")
+    assert ids.tolist() == [[5, 6, 7, 1, 0, 0, 8, 3, 4, 9, 0, 0]] and lengths == [6, 6]
+    assert targets.tolist() == [[6, 7, 1, 2, 0, 0, 3, 4, 9, 2, 0, 0]]
+    assert select.int().tolist() == [[0, 0, 1, 1, 0, 0, 0, 1, 0, 1, 0, 0]]
+    ids, targets, select, lengths = join([([5, 4, 3], [1])], [[1]], "cpu")
+    assert (ids.tolist(), targets.tolist(), select.int().tolist(), lengths) == ([[5, 4, 3]], [[4, 3, 1]], [[0, 0, 1]], [3])
 
 
 @torch.no_grad()
@@ -127,8 +128,8 @@ def test_micro_batches():
             sizes = [sum(lengths[i] for i in group) for group in groups]
             assert all(len(group) == 1 or size <= budget for group, size in zip(groups, sizes))
             assert max(lengths) in [lengths[i] for i in groups[0]]  # memory runs out at once or never
-            if budget >= 1000:
-                assert len(groups) % count == 0 and max(sizes) - min(sizes) <= 80
+            assert len(groups) % count == 0 or len(groups) == 60
+            assert max(sizes) - min(sizes) <= 80
         assert budget < 10 ** 6 or len(groups) == count
     assert micro_batches([], 10, 2) == [] and micro_batches([3], 10, 2) == [[0]]
 
@@ -150,8 +151,8 @@ def test_kl_pulls_towards_the_base():
     """Bug: the sign of --kl, or its mean is taken over another number of tokens than the loss's."""
     model, base = tiny_model(vocab_size=V, seed=0), tiny_model(vocab_size=V, seed=1).requires_grad_(False)
     plain, pulled = gradients(model, 20)[1], gradients(model, 20, base, kl=0.5)[1]
-    ids, select, lengths = join(ROWS, MASKS, "cpu")
-    ours, theirs = (m.lm_head(m.hidden(ids[:, :-1], lengths=lengths))[select][:, :REAL].log_softmax(-1) for m in (model, base))
+    ids, _, select, lengths = join(ROWS, MASKS, "cpu")
+    ours, theirs = (m.lm_head(m.hidden(ids, lengths=lengths))[select][:, :REAL].log_softmax(-1) for m in (model, base))
     model.zero_grad()
     (0.5 * F.kl_div(theirs, ours, log_target=True, reduction="batchmean")).backward()
     for name, parameter in model.named_parameters():
@@ -168,13 +169,15 @@ def test_gradient_does_not_depend_on_the_micro_batch():
             torch.testing.assert_close(other[1][name], whole[1][name], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("kl", [0.0, 0.5])
-def test_workers_change_nothing(kl, monkeypatch):
+def test_workers_change_nothing(kl, recompute, monkeypatch):
     """Bug: workers lose, mix up or add twice the gradients of parts, divide by the tokens of their own parts, or add in the order in which they happen to end."""
     model, base = tiny_model(vocab_size=V), tiny_model(vocab_size=V, seed=1).requires_grad_(False) if kl else None
     one = gradients(model, 20, base, kl)
+    model.recompute = recompute
     monkeypatch.setattr("nanoverify.scoring.workers", lambda model: 3)
-    several = [gradients(model, 20, base, kl) for _ in range(3)]
+    several = [gradients(model, 2 * scoring.ROUND, base, kl) for _ in range(3)]
     assert several[0][0] == pytest.approx(one[0], abs=1e-6)
     for name in one[1]:
         torch.testing.assert_close(several[0][1][name], one[1][name], atol=1e-6, rtol=0)
