@@ -1,7 +1,7 @@
 """Work on all cores of a CPU, one thread each, with its own part of the work: its own batch of rows, its own sequences.
 
 A small model's matrices are so small that sharing every operation among the cores, as PyTorch does, gains little: with the default and two cores, sampling
-512 rows took 0.85 of the time of one core, and takes 0.65 with a part for each; SFT on two workers is 1.4 times as fast as with shared operations
+512 rows took 0.85 of the time of one core, and takes 0.68 with a part for each; SFT on two workers is 1.4 times as fast as with shared operations
 and padded batches (20,400 tokens/s against 14,600). PyTorch lets go of Python's global lock while it computes, so plain threads will do. The parts are fixed beforehand, and each is
 computed by one thread, so that the same work on the same number of threads gives the same result, bit for bit.
 """
