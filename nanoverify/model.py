@@ -237,7 +237,6 @@ class Transformer(nn.Module):
         append(layer, k, v) -> k, v (B, K, S, E); see sampler.KVCache.
         """
         T, mask = ids.shape[1], None
-        positions = torch.cat([torch.arange(length, device=ids.device) for length in lengths or [T]])[None]  # (1, T)
         if cache is not None:
             positions, mask = cache.positions(T), cache.mask(T)
         elif attention_mask is not None:
@@ -245,6 +244,8 @@ class Transformer(nn.Module):
             positions = (seen.long().cumsum(1) - 1).clamp(min=0)
             mask = torch.ones(T, T, dtype=torch.bool, device=ids.device).tril() & seen[:, None, None, :]  # (B, 1, T, T)
             mask = mask | torch.eye(T, dtype=torch.bool, device=ids.device)  # padding sees itself: no softmax over nothing
+        else:
+            positions = torch.cat([torch.arange(length, device=ids.device) for length in lengths or [T]])[None]  # (1, T)
 
         def attend(layer, q, k, v):
             """q (B, H, T, E), k and v (B, K, T, E) -> (B, H, T, E)."""

@@ -236,7 +236,7 @@ def decode(fused: Fused, ids, cache: KVCache):
             gate, up = F.linear(norm(x).to(dtype), layer["gate_up"]).chunk(2, -1)
             x = x + F.linear(F.silu(gate) * up, layer["down"])
         cache.advance()
-        return F.linear(F.rms_norm(x[:count], (D,), fused.gain, c.rms_norm_eps).to(fused.head.dtype), fused.head)
+        return next_logits(fused.head, F.rms_norm(x[:count], (D,), fused.gain, c.rms_norm_eps))
 
 
 # ---- many texts ----------------------------------------------------------------------------------------------------------

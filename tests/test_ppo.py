@@ -364,7 +364,7 @@ class Rollout:
 def test_score_equals_each_response_alone(fp32):
     """Bug: score puts a log-prob, entropy or value into another row or column, takes T = 1, or counts ids the tokenizer lacks."""
     head = torch.nn.Linear(32, 1)
-    r = Rollout(0.0, settings(micro_tokens=30), value_head=head)
+    r = Rollout(0.0, settings(micro_tokens=3 * scoring.ROUND), value_head=head)
     for b, (prompt, t) in enumerate(zip(r.prompts, r.trajectories)):
         with torch.no_grad():
             hidden = r.model.hidden(torch.tensor([prompt + t.ids]))[0, len(prompt) - 1: -1]
@@ -377,7 +377,7 @@ def test_score_equals_each_response_alone(fp32):
 
 def test_score_of_some_responses(fp32):
     """Bug: the log-probs of one response land in another's row where not all are scored."""
-    r = Rollout(0.0, settings(micro_tokens=30))
+    r = Rollout(0.0, settings(micro_tokens=3 * scoring.ROUND))
     some = train_rl.score(r.model, r.tokenizer, r.prompts, r.trajectories, [5, 0, 6], r.args)
     for b in range(8):
         torch.testing.assert_close(some[:2, b], r.old[:2, b] * (b in (0, 5, 6)), atol=1e-5, rtol=0)
@@ -409,7 +409,7 @@ def test_before_the_first_update_the_ratio_is_exactly_1(bf16, monkeypatch):
 
 def test_learning_rate_0_moves_nothing(fp32):
     """Bug: with several minibatches and epochs, something other than the optimizer changes the policy or pairs the wrong rows."""
-    r = Rollout(0.0, settings(minibatches=3, epochs=2, micro_tokens=40))
+    r = Rollout(0.0, settings(minibatches=3, epochs=2, micro_tokens=3 * scoring.ROUND))
     signs = r.update()
     assert signs["approx_kl"] == pytest.approx(0, abs=1e-6) and signs["clipped_low"] == signs["clipped_high"] == 0
     assert signs["ratio_min"] == pytest.approx(1, abs=1e-4) and signs["ratio_max"] == pytest.approx(1, abs=1e-4)
@@ -418,7 +418,7 @@ def test_learning_rate_0_moves_nothing(fp32):
 
 def test_every_response_is_used_once_per_epoch(fp32, monkeypatch):
     """Bug: with several minibatches, indices within a part are taken for indices of the rollout; all epochs have one order."""
-    r, used, steps, forward = Rollout(0.0, settings(minibatches=3, epochs=4, micro_tokens=30)), [], [], train_rl.forward
+    r, used, steps, forward = Rollout(0.0, settings(minibatches=3, epochs=4, micro_tokens=3 * scoring.ROUND)), [], [], train_rl.forward
     number = {id(t): i for i, t in enumerate(r.trajectories)}
     monkeypatch.setattr(train_rl, "forward", lambda model, prompts, trajectories, *rest: used.extend(
         number[id(t)] for t in trajectories) or forward(model, prompts, trajectories, *rest))
@@ -435,7 +435,7 @@ def test_every_response_is_used_once_per_epoch(fp32, monkeypatch):
 def test_an_update_moves_the_log_probs_as_the_advantages_say(A, seed, fp32):
     """Bug: the sign, or advantages that meet the tokens of other responses: half of the responses have A, the others 0."""
     chosen = torch.tensor([1.0, 0, 0, 1, 1, 0, 1, 0])[:, None]
-    r = Rollout(0.02, settings(micro_tokens=40), advantages=A * chosen, seed=seed)
+    r = Rollout(0.02, settings(micro_tokens=3 * scoring.ROUND), advantages=A * chosen, seed=seed)
     r.update()
     change = ((r.score() - r.old)[0] * r.mask).sum(1)
     assert (A * change[chosen[:, 0] > 0]).sum() > 0 and (A * change[chosen[:, 0] > 0]).min() > 0
@@ -458,7 +458,7 @@ def test_responses_without_advantage_cost_nothing_and_change_nothing(fp32, monke
 def test_gradient_does_not_depend_on_the_micro_batch(fp32):
     """Bug: losses are means of means: responses in small or short micro-batches weigh more; gradients are not summed."""
     norms, weights = [], []
-    for micro_tokens in (1, 60, 8192):
+    for micro_tokens in (1, 3 * scoring.ROUND, 8192):
         r = Rollout(0.1, settings(micro_tokens=micro_tokens), advantages=torch.linspace(-1, 2, 8)[:, None])
         norms.append(r.update()["grad_norm"])
         weights.append(torch.cat([p.detach().flatten() for p in r.model.parameters()]))

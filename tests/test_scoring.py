@@ -162,7 +162,7 @@ def test_kl_pulls_towards_the_base():
 def test_gradient_does_not_depend_on_the_micro_batch():
     """Bug: means of means: 1 x 8 and 8 x 1 give different gradients."""
     model = tiny_model(vocab_size=V)
-    whole, alone, mixed = gradients(model, 10 ** 6), gradients(model, 1), gradients(model, 20)
+    whole, alone, mixed = gradients(model, 10 ** 6), gradients(model, 1), gradients(model, 3 * scoring.ROUND)
     for other in (alone, mixed):
         assert other[0] == pytest.approx(whole[0], abs=1e-5)
         for name in whole[1]:
@@ -203,7 +203,7 @@ def test_masked_gradient_equals_transformers(tmp_path):
     logits = theirs(ids, attention_mask=torch.tensor([[t < len(p) + len(r) for t in range(width)] for p, r in ROWS]).long()).logits
     loss = F.cross_entropy(logits[:, :-1, :REAL].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)  # ... so it is cut off here
     loss.backward()
-    found, grads = gradients(model, 30)
+    found, grads = gradients(model, 3 * scoring.ROUND)
     assert found == pytest.approx(loss.item(), abs=1e-5)
     for name, parameter in theirs.named_parameters():
         torch.testing.assert_close(grads[name], parameter.grad, atol=1e-5, rtol=1e-4, msg=lambda m: f"{name}: {m}")
