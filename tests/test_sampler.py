@@ -248,6 +248,17 @@ def test_place_and_neighbours_do_not_matter(monkeypatch):
     assert run() == expected == run(batch_size=16)
 
 
+@pytest.mark.parametrize("batch_size", [64, 8])
+def test_every_token_has_its_own_random_number(batch_size):
+    """Bug: a sample's tokens, the samples of a prompt, different prompts or rows that take another's place share random numbers, which
+    the model's own variety hides: here all tokens are equally likely."""
+    model = tiny_model()
+    torch.nn.init.zeros_(model.lm_head.weight)
+    texts = [tuple(sample.ids) for row in generate(model, PROMPTS, 4, 20, set(), 61, batch_size=batch_size) for sample in row]
+    assert len(texts) == 28 and min(len(set(text)) for text in texts) > 10 and len(set(texts)) == 28
+    assert all(len(set(column)) > 14 for column in zip(*texts))
+
+
 def test_an_error_stops_all_workers(monkeypatch):
     """Bug: Ctrl-C, or a lack of memory in one worker, shows only when the others have written all of their texts."""
     monkeypatch.setattr("nanoverify.sampler.workers", lambda model: 2)
