@@ -8,7 +8,8 @@
 
 (Numbers as in the README's method: 1 to 3 are in build_data.py, 4 in train_sft.py.)
 
-KL to the frozen SFT model goes into the reward, as -beta * (logp - ref_logp) of each token, at the rollout policy.
+KL to the frozen SFT model goes into the reward, as -beta * (logp - ref_logp) of each token, at the rollout policy
+(--kl-in loss: into the loss, by an estimator that is never negative, at the policy that is being updated).
 A response cut by the token limit has the outcome -1; its last action, which is incomplete, gets no process reward
 (--punish-cut: -1, as in the released code). The share of cut responses is logged.
 
@@ -18,12 +19,13 @@ A response cut by the token limit has the outcome -1; its last action, which is 
 import copy
 import random
 import time
+from dataclasses import replace
 
 import torch
 from tqdm import tqdm
 
 from nanoverify import ppo
-from nanoverify.checkpoint import checkpoint_files, save_model
+from nanoverify.checkpoint import checkpoint_files, load_model, save_model
 from nanoverify.evaluate import correction, evaluate, metrics, report, respond, share, table
 from nanoverify.files import InputError, output_folder, run, write_json, write_jsonl
 from nanoverify.model import autocast
@@ -33,7 +35,9 @@ from nanoverify.scoring import backward, join, log_probs_and_entropy, micro_batc
 from nanoverify.stage import (add_model_flags, add_output_flags, add_question_flags, add_training_flags, batch_of, clipped_step, earlier_evaluations,
                               load, new_parser, positive, print_memory, print_time, save_evaluations, test_problems, train_problems)
 from nanoverify.state import go_on, identity, save_step, signals, state_bytes
+from nanoverify.tokenizer import Tokenizer
 from nanoverify.trajectory import Trajectory, as_row, in_turn
+from nanoverify.verifier import verify
 
 
 def flags(argv):
@@ -55,7 +59,9 @@ def flags(argv):
                        help="group: leave-one-out and reward contexts; gae: value head (default: %(default)s)")
     group.add_argument("--min-count", type=positive, default=1, help="process rewards: a context seen less often has baseline 0; released code: 10 (default: %(default)s)")
     group.add_argument("--decay", type=float, default=0.9, help="process rewards: weight of earlier rollouts in a context's baseline, per step; 1: running mean, as in the released code; 0: this rollout alone (default: %(default)s)")
+    group.add_argument("--reward-from", metavar="DIR", help="no gold answers: this model's confirmative verification of an answer says whether it is right; the metrics still tell by the rule")
     group.add_argument("--beta", type=float, default=0.0, help="weight of the KL to the SFT model; paper: 0.05 (default: %(default)s)")
+    group.add_argument("--kl-in", choices=("reward", "loss"), default="reward", help="where the KL counts; paper: reward (default: %(default)s)")
     group.add_argument("--gamma", type=float, default=1.0, help="discount per token, gae only (default: %(default)s)")
     group.add_argument("--lam", type=float, default=0.95, help="lambda, gae only (default: %(default)s)")
     group.add_argument("--plain-outcome", action="store_true", help="outcome advantages as in the paper, not centred in each reward context")
@@ -63,6 +69,7 @@ def flags(argv):
     group.add_argument("--may-give-up", action="store_true", help="process reward +1 as in the paper, not -1, for a right 'incorrect' that ends the response")
     group.add_argument("--may-repeat", action="store_true", help="learn behind a repeated rejected answer, too, as in the paper, whatever the reward")
     group.add_argument("--offline", type=positive, metavar="N", help="sample N questions once and learn from that alone; paper: --beta 0.1 (default: a rollout per step)")
+    group.add_argument("--offline-accuracy", type=float, nargs=2, default=[0.1, 0.7], metavar=("LOW", "HIGH"), help="offline, keep questions of which such a share of the samples is right (default: 0.1 0.7, as in the paper)")
     group.add_argument("--shuffle-rewards", action="store_true", help="control: responses get each other's rewards; nothing may rise")
     group = parser.add_argument_group("update")
     group.add_argument("--lr", type=float, default=3e-4, help="constant after 5 steps of warm-up; paper: 5e-7 (default: %(default)s)")
@@ -82,15 +89,18 @@ def flags(argv):
         raise InputError(f"--temperature {args.temperature}: must be above 0 to explore")
     if args.offline and (args.advantage == "gae" or args.shuffle_rewards):
         raise InputError("--offline: its advantages are its own, for --advantage group without --shuffle-rewards")
+    if args.reward_from and (args.offline or args.filter):
+        raise InputError("--reward-from: without gold answers there is no --offline and no --filter")
     return args
 
 
 def offline_pool(model, tokenizer, problems, args) -> list[list[tuple[Trajectory, list[float]]]]:
     """Rows of (response, advantage of each action), a row for each question kept. As in the paper's offline variant: questions of
-    which 10 to 70% of the samples are right; responses whose actions are in turn; baselines by accuracy of the question and position."""
+    which 10 to 70% (--offline-accuracy) of the samples are right; responses whose actions are in turn; baselines by accuracy of the question and position."""
     rows = respond(model, tokenizer, problems, args.samples, args.max_new_tokens, args.temperature, args.seed, args.batch_size, "offline")
+    low, high = args.offline_accuracy
     accuracies = [share(ppo.outcome_reward(t) > 0 for t in row) for row in rows]
-    kept = [(accuracy, [t for t in row if in_turn(t)]) for accuracy, row in zip(accuracies, rows) if 0.1 <= accuracy <= 0.7]
+    kept = [(accuracy, [t for t in row if in_turn(t)]) for accuracy, row in zip(accuracies, rows) if low <= accuracy <= high]
     kept = [(accuracy, row) for accuracy, row in kept if row]
     pool = [t for _, row in kept for t in row]
     values = []
@@ -101,6 +111,22 @@ def offline_pool(model, tokenizer, problems, args) -> list[list[tuple[Trajectory
     advantages = iter(ppo.binned_advantages(values, [accuracy for accuracy, row in kept for _ in row]))
     print(f"{len(kept)} of {len(rows)} questions and {len(pool)} of {len(rows) * args.samples} responses are kept")
     return [[(t, next(advantages)) for t in row] for _, row in kept]
+
+
+def judged(trajectories: list[Trajectory], judge, tokenizer, args) -> list[Trajectory]:
+    """The same responses, where a solve is right if the judge's greedy verification of its answer says correct. Nobody looks at gold answers."""
+    claims = sorted({(t.problem.question, solve.answer) for t in trajectories for solve in t.solves if solve.answer})
+    written = verify(judge, tokenizer, claims, "confirmative", 1, args.max_new_tokens, 0.0, batch_size=args.batch_size)
+    right = {claim: row[0].verdict is True for claim, row in zip(claims, written)}
+    marked = []
+    for t in trajectories:
+        actions, last = [], False
+        for action in t.actions:
+            if action.kind == "solve":
+                last = right.get((t.problem.question, action.answer), False)
+            actions.append(replace(action, right=last))
+        marked.append(replace(t, actions=actions))
+    return marked
 
 
 def scored(trajectories, args) -> list[int]:
@@ -191,8 +217,9 @@ def rollout_rows(trajectories, rewards, kl, advantages, args, tokenizer):
         yield row
 
 
-def update(model, value_head, optimizer, tokenizer, prompts, trajectories, advantages, old, returns, args, rng, where):
-    """Several optimizer steps on one rollout, each over a fresh part of it. -> vital signs."""
+def update(model, value_head, optimizer, tokenizer, prompts, trajectories, advantages, old, returns, args, rng, where, reference=None):
+    """Several optimizer steps on one rollout, each over a fresh part of it. -> vital signs. reference (B, T): the reference's log-probs,
+    where the KL is part of the loss."""
     signs = {"approx_kl": 0.0, "clipped_low": 0, "clipped_high": 0, "ratio_min": 1.0, "ratio_max": 1.0, "value_loss": 0.0, "grad_norm": 0.0}
     parameters = [*model.parameters(), *(value_head.parameters() if value_head else ())]
     tokens = steps = 0
@@ -202,7 +229,7 @@ def update(model, value_head, optimizer, tokenizer, prompts, trajectories, advan
         for start in range(0, len(order), size):
             batch = order[start: start + size]
             count = sum(len(trajectories[i].ids) for i in batch)  # all losses are means over the tokens of the optimizer step
-            if not value_head:
+            if not value_head and reference is None:
                 batch = [i for i in batch if advantages[i].any()]  # the others have no gradient; where none is left, Adam takes no step
             def work(part):
                 part = [batch[i] for i in part]
@@ -211,6 +238,8 @@ def update(model, value_head, optimizer, tokenizer, prompts, trajectories, advan
                 flat = lambda x: torch.cat([x[i, : len(trajectories[i].ids)] for i in part]).to(new.device)
                 loss, found = ppo.ppo_loss(new, flat(old[0]), flat(advantages), args.clip_low, args.clip_high, args.dual_clip,
                                            [a.stop - a.start for i in part for a in trajectories[i].actions] if args.ratio == "action" else None)
+                if reference is not None:
+                    loss = loss + args.beta * ppo.kl_loss(new, flat(reference))
                 if value_head:
                     wrong = ppo.value_loss(value_head(hidden.float())[:, 0], flat(old[2]), flat(returns), clip=0.2)
                     loss, found["value_loss"] = loss + 0.5 * wrong, wrong.item()
@@ -228,7 +257,7 @@ def update(model, value_head, optimizer, tokenizer, prompts, trajectories, advan
 
 def main(argv=None):
     args = flags(argv)
-    print_memory(args, reference=bool(args.beta or args.offline))
+    print_memory(args, frozen=bool(args.beta or args.offline) + bool(args.reward_from))
     model, tokenizer = load(args)
     reference = copy.deepcopy(model).requires_grad_(False) if args.beta or args.offline else None
     problems, held_out = train_problems(args, args.count), test_problems(args)
@@ -252,7 +281,8 @@ def main(argv=None):
         torch.nn.init.zeros_(value_head.bias)
         groups.append({"params": value_head.parameters(), "lr": args.value_lr, "peak": args.value_lr})
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0, fused=True)
-    this_run = identity(args, *checkpoint_files(args.model))
+    judge, judge_tokenizer = (load_model(args.reward_from, args.device), Tokenizer.load(args.reward_from)) if args.reward_from else (None, None)
+    this_run = identity(args, *checkpoint_files(args.model), *(checkpoint_files(args.reward_from) if judge else ()))
     print(f"{args.prompts} prompts x {args.samples} samples = {args.prompts * args.samples} responses per step{', at most' if pool else ''}, {args.minibatches * args.epochs} "
           f"optimizer steps each, {args.steps} steps, {len(drawn)} training questions")
 
@@ -271,15 +301,18 @@ def main(argv=None):
                 rows = [[t for t, _ in row] for row in asked] if pool else respond(
                     model, tokenizer, asked, args.samples, args.max_new_tokens, args.temperature, args.seed * 1_000_003 + step, args.batch_size)
                 trajectories = [t for row in rows for t in row]  # B = P * M, samples of one prompt side by side
+                paid = judged(trajectories, judge, judge_tokenizer, args) if judge else trajectories  # as the rewards see them
                 prompts = [tokenizer.prompt(SOLVE_PROMPT.format(question=t.problem.question)) for t in trajectories]
                 clock.append(time.time())
                 # 6. old and reference log-probs; rewards -> advantages
-                needed = scored(trajectories, args)
+                needed = scored(paid, args)
                 old = score(model, tokenizer, prompts, trajectories, needed, args, value_head)  # log-probs, entropies, values
                 mask = torch.tensor([[float(t < len(x.ids)) for t in range(old.shape[2])] for x in trajectories])
                 before = score(reference, tokenizer, prompts, trajectories, needed, args)[0] if reference else old[0]
                 kl = (old[0] - before) * mask
-                advantages, returns, rewards = advantages_of(trajectories, kl, old[2], mask, totals, args, random.Random(f"rewards {args.seed} {step}"),
+                in_loss = args.kl_in == "loss" and args.beta > 0
+                charged = torch.zeros_like(kl) if in_loss else kl
+                advantages, returns, rewards = advantages_of(paid, charged, old[2], mask, totals, args, random.Random(f"rewards {args.seed} {step}"),
                                                              [values for row in asked for _, values in row] if pool else None)
                 if pool:
                     old[0] = before  # the reference wrote the responses
@@ -289,13 +322,14 @@ def main(argv=None):
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * min(step / 5, 1)
                 signs = update(model, value_head, optimizer, tokenizer, prompts, trajectories, advantages, old, returns, args,
-                               random.Random(f"minibatches {args.seed} {step}"), f"step {step}")
+                               random.Random(f"minibatches {args.seed} {step}"), f"step {step}", before if in_loss else None)
                 for mean, parameter in zip(average, model.parameters()):
                     mean.lerp_(parameter.detach().cpu(), 1 - min(args.average, (step - 1) / step))  # a plain mean at first
                 clock.append(time.time())
 
                 found = metrics(trajectories)
-                outcomes = [[ppo.outcome_reward(t) for t in row] for row in rows]
+                outcomes = iter(ppo.outcome_reward(t) for t in paid)
+                outcomes = [[next(outcomes) for _ in row] for row in rows]
                 line = {"step": step, "reward": share(r for row in outcomes for r in row),
                         "groups_without_spread": share(len(set(row)) == 1 for row in outcomes), **found, **signs,
                         "kl_to_reference": (kl.sum() / mask.sum()).item(), "entropy": (old[1].sum() / mask[needed].sum()).item() if needed else None,
@@ -308,7 +342,7 @@ def main(argv=None):
                 if args.eval_every and step % args.eval_every == 0:
                     line["eval"] = metrics(evaluate(model, tokenizer, held_out, args))
                 state = {"run": this_run, "columns": columns, "totals": [[context, entry] for context, entry in totals.items()]}
-                write_jsonl(folder / "rollouts.jsonl", ({"step": step, **row} for row in rollout_rows(trajectories, rewards, kl, advantages, args, tokenizer)))
+                write_jsonl(folder / "rollouts.jsonl", ({"step": step, **row} for row in rollout_rows(trajectories, rewards, charged, advantages, args, tokenizer)))
                 bar.set_postfix(first=f"{100 * found['first_accuracy']:.0f}%", final=f"{100 * found['final_accuracy']:.0f}%",
                                 tokens=f"{found['tokens_per_response']:.0f}", kl=f"{signs['approx_kl']:.4f}")
                 save_step(folder, line, args.steps, state, args, caught, model, optimizer, value_head, average)

@@ -88,7 +88,7 @@ def accumulate(model, base, batch, vocab_size: int, args):
 
 def main(argv=None):
     args = flags(argv)
-    print_memory(args, reference=args.kl > 0)
+    print_memory(args, frozen=int(args.kl > 0))
     model, tokenizer = load(args)
     rows, too_long = read_rows(args, tokenizer, model.config.max_position_embeddings)
     base = load_model(args.model, args.device).requires_grad_(False) if args.kl else None

@@ -24,15 +24,16 @@ def activation_bytes(config: Config, tokens: int, recompute: bool) -> int:
     return tokens * (4 * D * L + layer if recompute else layer * L)
 
 
-def estimate(config: Config, batch_size: int, slots: int, micro_tokens: int = 0, recompute: bool = False, reference: bool = False) -> dict[str, int]:
-    """Bytes by purpose, and their `peak`. slots: tokens of the longest sequence that is sampled. micro_tokens 0: sampling only."""
+def estimate(config: Config, batch_size: int, slots: int, micro_tokens: int = 0, recompute: bool = False, frozen: int = 0) -> dict[str, int]:
+    """Bytes by purpose, and their `peak`. slots: tokens of the longest sequence that is sampled. micro_tokens 0: sampling only.
+    frozen: other models of this size that stay."""
     with torch.device("meta"):
         parameters = sum(p.numel() for p in Transformer(config).parameters())
     parts = {"weights": 4 * parameters}
     if micro_tokens:
         parts |= {"gradients": 4 * parameters, "Adam": 8 * parameters}
-    if reference:
-        parts["reference"] = 4 * parameters
+    if frozen:
+        parts["frozen"] = 4 * parameters * frozen
     stays = sum(parts.values())
     # logits, log-probs and their gradient, of at most LOGITS numbers at once
     logits = 3 * 4 * min(LOGITS, micro_tokens * config.vocab_size)

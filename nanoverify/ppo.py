@@ -183,6 +183,13 @@ def ppo_loss(new, old, advantages, clip_low: float, clip_high: float, dual_clip:
     return loss, signs
 
 
+def kl_loss(new, reference):
+    """sum of q - 1 - log q, q = exp(reference - new): an estimate of KL(new || reference) from tokens of the new policy that is never negative and
+    whose gradient pulls towards the reference (Schulman 2020, "Approximating KL divergence", k3). Log-probs, both (N,)."""
+    log_q = (reference - new).clamp(-20, 20)
+    return (log_q.exp() - 1 - log_q).sum()
+
+
 def value_loss(new, old, returns, clip: float):
     """Half the squared error, the larger of plain and clipped about the old values (Schulman's baselines). All (N,)."""
     clipped = old + (new - old).clamp(-clip, clip)

@@ -163,14 +163,19 @@ def puzzle(rng: random.Random, family: str, level: int, count: int) -> tuple[str
 
 def make_puzzles(split: str, count: int, seed: int, families=TRAINED, fewer: bool = False) -> list[Problem]:
     """`count` distinct puzzles of one split, families and levels in equal shares as far as they reach. `fewer` will do where no more exist."""
+    return [problem for _, problem in puzzles_with_numbers(split, count, seed, families, fewer)]
+
+
+def puzzles_with_numbers(split: str, count: int, seed: int, families=TRAINED, fewer: bool = False) -> list[tuple[dict, Problem]]:
+    """As `make_puzzles`, each with the numbers it is made of."""
     rng = random.Random(f"{split} {seed}")
     cells = [(family, level) for level in LEVELS for family in families]
     chosen, misses = {}, 0
     while len(chosen) < count:
         cell = cells[len(chosen) % len(cells)]
-        where, _, problem = puzzle(rng, *cell, CHOICES[cell[1]])
+        where, numbers, problem = puzzle(rng, *cell, CHOICES[cell[1]])
         if where == split and problem.id not in chosen:
-            chosen[problem.id], misses = problem, 0
+            chosen[problem.id], misses = (numbers, problem), 0
             continue
         misses += 1
         if misses > 300:  # this cell is used up
@@ -180,9 +185,9 @@ def make_puzzles(split: str, count: int, seed: int, families=TRAINED, fewer: boo
                 if fewer:
                     break
                 raise InputError(f"only {len(chosen)} distinct {split} puzzles exist for {', '.join(families)}; {count} were asked for")
-    problems = list(chosen.values())
-    rng.shuffle(problems)
-    return problems
+    drawn = list(chosen.values())
+    rng.shuffle(drawn)
+    return drawn
 
 
 # ---- files --------------------------------------------------------------------------------------------------------

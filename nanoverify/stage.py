@@ -104,10 +104,10 @@ def clipped_step(model, optimizer, where: str) -> float:
     return norm
 
 
-def print_memory(args, reference: bool = False):
+def print_memory(args, frozen: int = 0):
     """The computed memory of a stage, before its model is loaded. Prompts are taken to have at most 256 tokens."""
     print(cost.memory_line(cost.estimate(load_config(args.model), args.batch_size, args.max_new_tokens + 256, getattr(args, "micro_tokens", 0),
-                                         getattr(args, "recompute", False), reference)))
+                                         getattr(args, "recompute", False), frozen)))
 
 
 def print_time(model, args, vocab_size: int, responses: int, longest: int = 0, tokens: float = 0, trained: float = 0):

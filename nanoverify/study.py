@@ -1,17 +1,24 @@
-"""Beside the path: the whole pipeline for several seeds, with controls and variants, as one table.
+"""Beside the path: the paper's findings on a laptop: the whole pipeline for several seeds, with the paper's variants and the controls it lacks.
 
-    python -m nanoverify.study --seeds 0 1 2        # -> out/study/..., results/study.csv and the README's table
-    python -m nanoverify.study --arms main process both --seeds 0 1 2 3 4
+    python -m nanoverify.study                             # every arm -> out/study/..., results/study.csv
+    python -m nanoverify.study --arms main --seeds 0 1 2   # the three scripts alone
+    python -m nanoverify.findings results/study.csv        # the README's tables
 
-Arms: `main` is the three scripts with their defaults; the others start from main's data or SFT model of the same seed.
-    shuffled         RL whose rewards are dealt out at random: nothing may rise
-    lr0              5 steps of RL with learning rate 0: nothing may move
-    correct-only     SFT on as many right solutions without any verification, as many steps
-    majority         the base's most frequent answer among as many samples as RL's tokens pay for
-    process, both    RL with other rewards; gae: with a value head; per-action: one ratio for each action; offline: sampled once
-    no-sft           RL from the base
+Arms: `main` is the three scripts with their defaults, rows base, SFT and outcome; the others start from main's data or SFT model of the same seed.
+    process, both       RL with other rewards
+    gae                 both, with a value head; per-action: one ratio for each action; kl, kl-loss: with the KL to the SFT model; clip-higher, filter
+    offline             sampled once, questions of which 10 to 70% are right; offline-all: all of them
+    paper-outcome, paper-process     every default of stage 2 that differs from the paper set back, the learning rate aside
+    own-judge           no gold answers: the base's own verification of an answer is the reward
     problem-solving, both-styles     SFT on trajectories whose verifications are in this style, in either
-What is there already (an arguments.json in its folder) is not run again; the vote, which has no folder, is.
+    gold                SFT on the puzzles' own solutions; correct-only: on the base's right ones; as many as there are trajectories
+  controls:
+    majority            the base's most frequent answer among as many samples as the tokens of main's RL model pay for
+    no-sft              RL from the base
+    shuffled            RL whose rewards are dealt out at random: nothing may rise
+    lr0                 5 steps of RL with learning rate 0: nothing may move
+What is there already (an arguments.json in its folder, a row of the vote) is not run again. A row is written as soon as it is known; those of other arms
+and seeds stay.
 """
 import argparse
 import csv
@@ -22,19 +29,30 @@ import time
 from pathlib import Path
 
 from nanoverify.checkpoint import load_model
-from nanoverify.evaluate import COLUMNS, cell, respond, share
-from nanoverify.files import output_folder, read_json, read_jsonl, run, write_json, write_jsonl
-from nanoverify.problems import LEVELS, make_puzzles
+from nanoverify.evaluate import COLUMNS, metrics, respond, share
+from nanoverify.files import InputError, output_folder, read_json, read_jsonl, run, write_json, write_jsonl, writing
+from nanoverify.pretrain import solve_text
+from nanoverify.problems import HELD_OUT, LEVELS, make_puzzles, puzzles_with_numbers
 from nanoverify.stage import POLICY
 from nanoverify.tokenizer import Tokenizer
 
+PAPER = ["--plain-outcome", "--punish-cut", "--may-give-up", "--may-repeat", "--decay", 1, "--min-count", 10, "--average", 0, "--beta", 0.05,
+         "--temperature", 0.7, "--samples", 4, "--minibatches", 4, "--filter", 4, "--count", 3000]
 VARIANTS = {  # of RL, from main's SFT model
-    "shuffled": ["--shuffle-rewards"], "lr0": ["--lr", 0, "--steps", 5], "process": ["--reward", "process"], "both": ["--reward", "both"],
-    "gae": ["--advantage", "gae"], "per-action": ["--ratio", "action"], "offline": ["--offline", 2000, "--beta", 0.1], "no-sft": ["--model", POLICY]}
+    "process": ["--reward", "process"], "both": ["--reward", "both"], "gae": ["--reward", "both", "--advantage", "gae"],
+    "offline": ["--offline", 2000, "--beta", 0.1], "offline-all": ["--offline", 2000, "--beta", 0.1, "--offline-accuracy", 0, 1],
+    "no-sft": ["--model", POLICY], "shuffled": ["--shuffle-rewards"], "lr0": ["--lr", 0, "--steps", 5],
+    "paper-outcome": PAPER, "paper-process": ["--reward", "process", *PAPER], "own-judge": ["--reward-from", POLICY],
+    "kl": ["--beta", 0.05], "kl-loss": ["--beta", 0.05, "--kl-in", "loss"], "per-action": ["--ratio", "action"], "clip-higher": ["--clip-high", 0.28],
+    "filter": ["--filter", 4, "--count", 3000]}
 STYLES = {"problem-solving": ["problem-solving"], "both-styles": ["problem-solving", "confirmative"]}
-LEVELLED = {"first": "first_accuracy", "final": "final_accuracy", "trials": "trials"}  # metrics by level: name in the table, name in the evaluation
-CONTROLS = ("main", "shuffled", "lr0", "correct-only")
-ARMS = (*CONTROLS, "majority", *[arm for arm in VARIANTS if arm not in CONTROLS], *STYLES)
+SEEDS = {"main": 5, "process": 5, "both": 5, "problem-solving": 3, "both-styles": 3, "gold": 3, "correct-only": 3, "gae": 3, "offline": 3, "offline-all": 3,
+         "majority": 3, "no-sft": 3, "shuffled": 3, "lr0": 3, "own-judge": 3, "paper-outcome": 1, "paper-process": 1, "kl": 1, "kl-loss": 1,
+         "per-action": 1, "clip-higher": 1, "filter": 1}  # every arm, in the order of the table: seeds 0 to this
+LONG, ALLOWED = 900, (1, 2, 4, 8, 16)  # tokens of the long responses, for which the policy's context has room; attempts after which they are cut
+SHORT = {"first": "first_accuracy", "final": "final_accuracy", "VA": "verification_accuracy"}  # of the unseen families: name in the table, in the evaluation
+HEADER = ("arm", "seed", *COLUMNS, "always_correct", "trained_tokens", "seconds", *(f"{key}_level_{level}" for key in COLUMNS for level in LEVELS),
+          *(f"{short}_{family}" for family in HELD_OUT for short in SHORT), *(f"final_within_{k}" for k in ALLOWED))
 
 
 def stage(script: str, out: Path, *flags):
@@ -46,10 +64,10 @@ def stage(script: str, out: Path, *flags):
     write_json(out / "seconds.json", {"seconds": round(time.time() - began, 1)})
 
 
+# ---- data of the arms that learn solutions alone ---------------------------------------------------------------------
+
 def correct_only(data: Path, out: Path, seed: int):
-    """As many right solutions, one a question first, as there are trajectories."""
-    if out.exists():
-        return
+    """As many right solutions of the base, one a question first, as there are trajectories."""
     count = sum(1 for _ in read_jsonl(data / "trajectories.jsonl"))
     rights = [row for _, row in read_jsonl(data / "samples.jsonl") if row["actions"][-1]["right"] and row["finished"]]
     random.Random(seed).shuffle(rights)
@@ -57,10 +75,23 @@ def correct_only(data: Path, out: Path, seed: int):
     for row in rights:
         (more if row["id"] in seen else first).append(row)
         seen.add(row["id"])
-    with output_folder(out) as folder:
-        write_jsonl(folder / "trajectories.jsonl", (first + more)[:count])
-        write_json(folder / "arguments.json", {"from": str(data), "seed": seed})
+    write_solutions(out, (first + more)[:count])
 
+
+def gold(data: Path, out: Path):
+    """The puzzles' own solutions to the questions of the trajectories."""
+    arguments = read_json(data / "arguments.json")
+    numbers = {problem.id: numbers for numbers, problem in puzzles_with_numbers("train", arguments["count"], arguments["seed"])}
+    write_solutions(out, [{**row, "response": solve_text(row["family"], numbers[row["id"]], row["answer"])} for _, row in read_jsonl(data / "trajectories.jsonl")])
+
+
+def write_solutions(out: Path, rows: list[dict]):
+    with output_folder(out) as folder:
+        write_jsonl(folder / "trajectories.jsonl", rows)
+        write_json(folder / "arguments.json", {"rows": len(rows)})
+
+
+# ---- what the evaluation at the end of a stage does not tell ------------------------------------------------------------
 
 def majority(main: Path, seed: int) -> dict:
     """first_accuracy: of one sample; final_accuracy: of the answer given most often, the earliest of these on a tie; by level, too."""
@@ -76,12 +107,49 @@ def majority(main: Path, seed: int) -> dict:
     def accuracies(level=None):
         pairs = [(row[0], winner) for row, winner in zip(rows, chosen) if level in (None, winner.problem.level)]
         return {"first_accuracy": share(first.solves[0].right for first, _ in pairs), "final_accuracy": share(winner.solves[-1].right for _, winner in pairs)}
-    return {**dict.fromkeys(COLUMNS), **accuracies(), "tokens_per_response": share(sum(len(t.ids) for t in row) for row in rows),
-            "by_level": {level: accuracies(level) for level in LEVELS}, "seconds": None}
+    return {**accuracies(), "tokens_per_response": share(sum(len(t.ids) for t in row) for row in rows), "by_level": {str(level): accuracies(level) for level in LEVELS}}
+
+
+def always_correct(folder: Path) -> float | None:
+    """The verification accuracy of somebody who calls everything correct: the share of right solutions among those that were verified."""
+    return share(action["right"] for _, row in read_jsonl(folder / "responses.jsonl") for action in row["actions"] if action["kind"] == "verify")
+
+
+def trained_tokens(folder: Path) -> int:
+    """Tokens learned from in stage 1; tokens sampled in stage 2."""
+    return sum(line.get("learned_tokens", line.get("tokens", 0)) for _, line in read_jsonl(folder / "metrics.jsonl"))
+
+
+def beyond(model: str, at: Path) -> dict:
+    """Families that no stage trains on; and test puzzles with room for more attempts: the last of at most 1, 2, 4, ... Kept in the file `at`."""
+    if at.exists():
+        return read_json(at)
+    policy, tokenizer = load_model(model, "cpu"), Tokenizer.load(model)
+    greedy = lambda problems, longest: [row[0] for row in respond(policy, tokenizer, problems, 1, longest, 0.0)]
+    found = {}
+    for family in HELD_OUT:
+        values = metrics(greedy(make_puzzles("test", 100, seed=0, families=[family]), 384))
+        found |= {f"{short}_{family}": values[key] for short, key in SHORT.items()}
+    long = greedy(make_puzzles("test", 1000, seed=0), LONG)
+    found |= {f"final_within_{k}": share(t.solves[:k][-1].right for t in long) for k in ALLOWED}
+    write_json(at, found)
+    return found
+
+
+# ---- arms and their rows ----------------------------------------------------------------------------------------------
+
+def row_of(values: dict, **more) -> dict:
+    """One row of the table from an evaluation and what else is known."""
+    levels = {f"{key}_level_{level}": found.get(key) for level, found in values["by_level"].items() for key in COLUMNS}
+    return {**{key: values.get(key) for key in COLUMNS}, **levels, **more}
+
+
+def row_of_folder(out: Path, values: dict) -> dict:
+    return row_of(values, always_correct=always_correct(out), trained_tokens=trained_tokens(out), seconds=read_json(out / "seconds.json")["seconds"])
 
 
 def run_arm(arm: str, root: Path, seed: int) -> dict[str, dict]:
-    """{row name: evaluation} of one arm and seed."""
+    """{name: row of the table} of one arm and seed."""
     main, data, sft, out = root / "rl", root / "data", root / "sft", root / arm
     trained = "--data", data / "trajectories.jsonl"
     if arm == "main":
@@ -89,52 +157,66 @@ def run_arm(arm: str, root: Path, seed: int) -> dict[str, dict]:
         stage("train_sft", sft, "--seed", seed, *trained)
         stage("train_rl", main, "--seed", seed, "--model", sft)
         columns = read_json(main / "evaluation.json")["columns"]
-        seconds = {name: read_json(folder / "seconds.json")["seconds"] for name, folder in (("base", data), ("SFT", sft), ("RL", main))}
-        return {name: {**values, "seconds": seconds[name]} for name, values in columns.items()}
+        return {"base": {**row_of(columns["base"], seconds=read_json(data / "seconds.json")["seconds"]), **beyond(POLICY, root / "base-beyond.json")},
+                "SFT": {**row_of_folder(sft, columns["SFT"]), **beyond(str(sft), sft / "beyond.json")},
+                "outcome": {**row_of_folder(main, columns["RL"]), **beyond(str(main), main / "beyond.json")}}
     if arm == "majority":
-        return {arm: majority(main, seed)}
+        return {arm: row_of(majority(main, seed))}
     if arm in VARIANTS:
         stage("train_rl", out, "--seed", seed, "--model", sft, *VARIANTS[arm])
     else:
         folder = root / f"{arm}-data"
         if arm in STYLES:
             stage("build_data", folder, "--seed", seed, "--styles", *STYLES[arm])
-        else:
-            correct_only(data, folder, seed)
+        elif not folder.exists():
+            gold(data, folder) if arm == "gold" else correct_only(data, folder, seed)
         stage("train_sft", out, "--seed", seed, "--data", folder / "trajectories.jsonl")
-    return {arm: {**list(read_json(out / "evaluation.json")["columns"].values())[-1], "seconds": read_json(out / "seconds.json")["seconds"]}}
+    more = beyond(str(out), out / "beyond.json") if arm in ("process", "both") else {}
+    return {arm: {**row_of_folder(out, list(read_json(out / "evaluation.json")["columns"].values())[-1]), **more}}
+
+
+def read_table(path: Path) -> dict[tuple[str, int], dict]:
+    """(arm, seed) -> row of a table written before; {} where there is none."""
+    if not path.exists():
+        return {}
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows = {(row["arm"], int(row["seed"])): row for row in reader} if reader.fieldnames == list(HEADER) else None
+    if rows is None:
+        raise InputError(f"{path}: has other columns than this version writes; give another file with --results")
+    return rows
+
+
+def write_table(path: Path, rows: dict[tuple[str, int], dict]):
+    """Sorted by arm, as in SEEDS, and seed; complete or not at all."""
+    order = ["base", "SFT", "outcome", *SEEDS]
+    part = path.with_name(path.name + ".part")
+    with writing(part):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, HEADER)
+            writer.writeheader()
+            writer.writerows(rows[key] for key in sorted(rows, key=lambda key: (order.index(key[0]), key[1])))
+        part.replace(path)
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=CONTROLS, metavar="ARM", help=f"{', '.join(ARMS)} (default: {' '.join(CONTROLS)})")
-    parser.add_argument("--out", default="out/study")
-    parser.add_argument("--results", default="results/study.csv", help="one row per arm and seed (default: %(default)s)")
+    parser.add_argument("--arms", nargs="+", choices=tuple(SEEDS), default=list(SEEDS), metavar="ARM", help="default: all")
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="default: 0 to 4 for main, process and both; 0 to 2, or 0 alone, for the others")
+    parser.add_argument("--out", default="out/study", metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--results", default="results/study.csv", metavar="FILE", help="one row per arm and seed (default: %(default)s)")
     args = parser.parse_args(argv)
-
-    rows = []
+    path = Path(args.results)
+    rows = read_table(path)
     for arm in args.arms:
-        for seed in args.seeds:
-            for name, values in run_arm(arm, Path(args.out) / f"seed{seed}", seed).items():
-                rows.append({"arm": name, "seed": seed, **{key: values[key] for key in (*COLUMNS, "seconds")},
-                             **{f"{short}_level_{level}": v.get(key) for short, key in LEVELLED.items() for level, v in values["by_level"].items()}})
-    Path(args.results).parent.mkdir(parents=True, exist_ok=True)
-    with open(args.results, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
-
-    names = list(dict.fromkeys(row["arm"] for row in rows))
-    print(f"mean of {len(args.seeds)} seeds (lowest to highest)\n")
-    print("| | " + " | ".join(names) + " |\n|---|" + "---|" * len(names))
-    for key in [key for key in rows[0] if key not in ("arm", "seed", "seconds")]:
-        cells = []
-        for name in names:
-            found = [row[key] for row in rows if row["arm"] == name and row[key] is not None]
-            span = f" ({cell(key, min(found))} to {cell(key, max(found))})" if found and min(found) < max(found) else ""
-            cells.append(cell(key, sum(found) / len(found)) + span if found else "-")
-        print(f"| `{key}` | " + " | ".join(cells) + " |")
+        for seed in args.seeds or range(SEEDS[arm]):
+            if arm == "majority" and (arm, seed) in rows:
+                continue
+            for name, row in run_arm(arm, Path(args.out) / f"seed{seed}", seed).items():
+                rows[name, seed] = {"arm": name, "seed": seed, **row}
+            write_table(path, rows)
+            print(f"{arm}, seed {seed} -> {path}")
 
 
 if __name__ == "__main__":

@@ -74,8 +74,8 @@ def test_estimate_by_hand():
     """Bug: GB and GiB, bits and bytes, or the cache of one layer only."""
     c = config(vocab_size=1000, tie_word_embeddings=False)
     count = sum(p.numel() for p in Transformer(c).parameters())
-    parts = cost.estimate(c, batch_size=8, slots=100, micro_tokens=4096, reference=True)
-    assert (parts["weights"], parts["gradients"], parts["Adam"], parts["reference"]) == (4 * count, 4 * count, 8 * count, 4 * count)
+    parts = cost.estimate(c, batch_size=8, slots=100, micro_tokens=4096, frozen=1)
+    assert (parts["weights"], parts["gradients"], parts["Adam"], parts["frozen"]) == (4 * count, 4 * count, 8 * count, 4 * count)
     # rows, slots, keys and values of 6 layers and one more while it grows, K * E, bf16; bf16 weights; logits
     assert parts["sampling"] == 8 * 100 * (2 * 6 + 1) * (2 * 16) * 2 + 2 * count + 8 * 1000 * 12
     assert parts["peak"] == 20 * count + max(parts["training"], parts["sampling"])

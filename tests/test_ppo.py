@@ -15,6 +15,7 @@ from nanoverify.files import InputError
 from nanoverify.problems import SOLVE_PROMPT, Problem
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.trajectory import Action, Trajectory
+from nanoverify.verifier import Verification
 from test_sampler import save_policy, tiny_model
 
 torch.set_num_threads(1)
@@ -239,9 +240,13 @@ def test_offline_pool(monkeypatch):
     broken = Trajectory(PROBLEM, [3, 4], True, [Action("solve", 0, 1, "", right=True), Action("solve", 1, 2, "", right=True)])
     rows = [[made("++")] * 4, [made("--", finished=False)] * 4, [made("++"), made("-+"), made("-+", finished=False), broken]]
     monkeypatch.setattr(train_rl, "respond", lambda *rest: rows)
-    args = SimpleNamespace(samples=4, max_new_tokens=9, temperature=1.0, seed=0, batch_size=9, reward="outcome", punish_cut=True, may_give_up=True, may_repeat=False)
+    args = SimpleNamespace(samples=4, max_new_tokens=9, temperature=1.0, seed=0, batch_size=9, reward="outcome", punish_cut=True, may_give_up=True, may_repeat=False,
+                           offline_accuracy=[0.1, 0.7])
     pool = train_rl.offline_pool(None, None, [PROBLEM] * 3, args)
     assert [[t for t, _ in row] for row in pool] == [rows[2][:3]] and [values for _, values in pool[0]] == [[pytest.approx(4 / 3)] * 2, [pytest.approx(-2 / 3)] * 2, [pytest.approx(-2 / 3)] * 2]
+    args.offline_accuracy = [0.0, 1.0]
+    assert [len(row) for row in train_rl.offline_pool(None, None, [PROBLEM] * 3, args)] == [4, 4, 3]
+    args.offline_accuracy = [0.1, 0.7]
     args.reward = "both"
     assert train_rl.offline_pool(None, None, [PROBLEM] * 3, args)[0][0][1] == [pytest.approx(2 - (2 - 2 - 2) / 3), pytest.approx(2 - (2 + 0 - 2) / 3)]
     args.reward, args.may_give_up = "process", False
@@ -328,7 +333,7 @@ def settings(**changes):
     """Fields of train_rl's arguments that its steps use."""
     return SimpleNamespace(**{**dict(device="cpu", micro_tokens=8192, temperature=0.8, clip_low=0.2, clip_high=0.2, dual_clip=3.0, minibatches=1, epochs=1,
                                      reward="both", advantage="group", min_count=1, decay=1.0, beta=0.0, gamma=1.0, lam=0.95, shuffle_rewards=False, punish_cut=True, may_give_up=True, may_repeat=True, plain_outcome=True,
-                                     samples=2, ratio="token", offline=None), **changes})
+                                     samples=2, ratio="token", offline=None, offline_accuracy=[0.1, 0.7], kl_in="reward", reward_from=None), **changes})
 
 
 @pytest.fixture
@@ -484,6 +489,14 @@ def test_workers_change_nothing(value, fp32, monkeypatch):
     assert signs[1] == pytest.approx(signs[0], abs=1e-5)
 
 
+def test_kl_loss_by_hand():
+    """Bug: q is turned round; the sum is a mean. q = 2 and 1/2: 2 - 1 - log 2 and 1/2 - 1 + log 2, together 1/2; slopes 1 - q."""
+    new = torch.tensor([0.0, 0.0], requires_grad=True)
+    loss = ppo.kl_loss(new, torch.tensor([2.0, 0.5]).log())
+    loss.backward()
+    assert loss.item() == pytest.approx(0.5) and new.grad.tolist() == pytest.approx([-1.0, 0.5])
+
+
 def test_value_head_learns_the_returns(fp32):
     """Bug: values are compared with the returns of other tokens, or the value loss pushes away from them."""
     head = torch.nn.Linear(32, 1)
@@ -553,6 +566,64 @@ def test_offline_ratio_and_kl_are_to_the_reference(beta, tmp_path, monkeypatch):
     train_rl.main(["--model", folder, "--out", str(tmp_path / "out"), "--steps", "2", "--prompts", "2", "--samples", "2", "--max-new-tokens", "6",
                    "--test-count", "2", "--count", "5", "--lr", "0.05", "--device", "cpu", "--offline", "2", "--beta", beta])
     assert steps[0] == 0 and steps[1] > 0.01
+
+
+def test_kl_in_the_loss_pulls_every_response_to_the_reference(fp32):
+    """Bug: the KL in the loss has the wrong sign, is taken of other tokens, or misses responses without an advantage."""
+    r = Rollout(0.02, settings(beta=5.0, kl_in="loss", epochs=4, minibatches=2), advantages=torch.zeros(8, 1))
+    reference = r.old[0] + 0.3 * torch.randn(r.old[0].shape, generator=torch.Generator().manual_seed(0)) * r.mask
+    gap = lambda: ((r.score()[0] - reference) * r.mask).pow(2).sum(1)
+    before = gap()
+    train_rl.update(r.model, None, r.optimizer, r.tokenizer, r.prompts, r.trajectories, r.advantages, r.old, None, r.args, random.Random(1), "step 1", reference)
+    assert (gap() < before).sum() >= 7 and gap().sum() < 0.5 * before.sum()
+
+
+def test_kl_counts_in_the_reward_or_in_the_loss(tmp_path, monkeypatch):
+    """Bug: with --kl-in loss the KL counts twice, or nowhere; in the reward it gets into the loss, too."""
+    folder, real, seen = save_policy(tmp_path / "policy"), train_rl.update, []
+
+    def update(model, head, optimizer, tokenizer, prompts, trajectories, advantages, old, returns, args, rng, where, reference=None):
+        start = train_rl.score(load_model(folder), tokenizer, prompts, trajectories, range(len(trajectories)), args)[0]
+        now = train_rl.score(model, tokenizer, prompts, trajectories, range(len(trajectories)), args)[0]
+        seen.append((advantages, now - start, reference is not None and torch.allclose(reference, start, atol=1e-4)))
+        return real(model, head, optimizer, tokenizer, prompts, trajectories, advantages + 0.5 * (old[0] != 0), old, returns, args, rng, where, reference)
+    monkeypatch.setattr(train_rl, "update", update)
+    for place in ("reward", "loss"):
+        train_rl.main(["--model", folder, "--out", str(tmp_path / place), "--steps", "2", "--prompts", "2", "--samples", "2", "--max-new-tokens", "6",
+                       "--test-count", "2", "--count", "5", "--lr", "0.05", "--device", "cpu", "--beta", "0.1", "--kl-in", place])
+    (_, _, a), (charged, gap, b), (_, _, c), (free, _, d) = seen
+    assert (a, b, c, d) == (False, False, True, True) and gap.abs().max() > 0.01
+    torch.testing.assert_close(charged, -0.1 * gap, atol=1e-4, rtol=0)  # all outcomes are -1: the KL is all there is
+    assert not free.any()
+
+
+def test_rewards_from_a_judge(monkeypatch, tmp_path):
+    """Bug: the gold answer leaks into rewards, a missing answer is judged, a verify keeps the rule's mark, or metrics follow the judge."""
+    asked = []
+
+    def verify(judge, tokenizer, claims, style, *rest, **named):
+        asked.append((claims, style))
+        return [[Verification("", {"1": True, "2": False, "3": None}[answer], True)] for _, answer in claims]
+    monkeypatch.setattr(train_rl, "verify", verify)
+    solve, check = lambda answer, right: Action("solve", 0, 1, "", answer=answer, right=right), lambda said, right: Action("verify", 1, 2, "", right=right, verdict=said)
+    plain = [Trajectory(PROBLEM, [1, 2, 3, 4], True, [solve("2", True), check(False, True), solve("1", False), check(True, False)]),
+             Trajectory(PROBLEM, [1, 2], True, [solve("3", True), check(True, True)]), Trajectory(PROBLEM, [1], True, [solve("", True)])]
+    marked = train_rl.judged(plain, None, None, SimpleNamespace(max_new_tokens=9, batch_size=9))
+    assert asked == [([(PROBLEM.question, answer) for answer in "123"], "confirmative")]
+    assert [[action.right for action in t.actions] for t in marked] == [[False, False, True, True], [False, False], [False]]
+    assert [[action.right for action in t.actions] for t in plain] == [[True, True, False, False], [True, True], [True]]
+
+    folder = save_policy(tmp_path / "policy")
+    monkeypatch.setattr(train_rl, "respond", lambda *rest: [[plain[0], plain[1]]] * 2)
+    monkeypatch.setattr(train_rl, "evaluate", lambda *rest: [made("++")])
+    train_rl.main(["--model", folder, "--out", str(tmp_path / "out"), "--steps", "1", "--prompts", "2", "--samples", "2", "--test-count", "1", "--count", "2",
+                   "--lr", "0", "--device", "cpu", "--reward-from", folder])
+    line = json.loads((tmp_path / "out" / "metrics.jsonl").read_text())
+    assert line["reward"] == 0 and line["final_accuracy"] == 0.5 and line["first_accuracy"] == 1  # the judge: right and wrong; the rule: wrong and right
+    rows = [json.loads(row) for row in (tmp_path / "out" / "rollouts.jsonl").read_text().splitlines()]
+    assert [row["outcome"] for row in rows] == [1, -1] * 2
+    with pytest.raises(InputError, match="--reward-from"):
+        train_rl.flags(["--reward-from", folder, "--filter", "2"])
 
 
 def test_offline_without_questions_is_refused(tmp_path, monkeypatch):
