@@ -101,7 +101,9 @@ COLUMNS = ("first_accuracy", "final_accuracy", "verification_accuracy", "error_r
 
 
 def cell(name: str, value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}" if name.startswith("trials") else f"{value:.0f}" if name.startswith("tokens") else f"{100 * value:.1f}%"
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if name.startswith("trials") else f"{value:,.0f}" if name in ("tokens_per_response", "trained_tokens", "seconds") else f"{100 * value:.1f}%"
 
 
 def table(columns: dict[str, dict], rows=COLUMNS) -> str:

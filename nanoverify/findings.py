@@ -1,0 +1,142 @@
+"""Beside the path: the README's tables of results, from the table that the study writes.
+
+    python -m nanoverify.findings results/study.csv
+
+Stages, other arms, unseen families, more attempts; then the paper's findings and the controls, each as comparisons of two arms on the same seeds. A
+claim holds ("yes") where every comparison holds on every seed, "in the mean" where the mean of the seeds says so; "no" where it says otherwise in one of them.
+"""
+import argparse
+import operator
+from pathlib import Path
+
+from nanoverify.evaluate import COLUMNS, cell
+from nanoverify.files import InputError, run
+from nanoverify.problems import HELD_OUT, LEVELS
+from nanoverify.study import ALLOWED, SEEDS, read_table
+
+STAGES = ("base", "SFT", "process", "both", "outcome")
+LEVELLED = ("first_accuracy", "final_accuracy", "trials")  # rows of the stages' table that are given by level, too
+SHOWN = ("first_accuracy", "final_accuracy", "verification_accuracy", "tpr", "tnr", "trials", "repeats", "well_formed", "tokens_per_response")  # of the other arms
+RELATIONS = {">": operator.gt, "<": operator.lt, "=": lambda a, b: abs(a - b) < 0.0005}
+
+# (name, claim, the paper's figures, comparisons: (arm, column or column-column, relation, arm, column) or (arm, column, relation, number))
+FINDINGS = (
+    ("F1", "SFT installs the format", "well-formed at least 95%", [("SFT", "well_formed", ">", 0.95), ("SFT", "follows_verdict", ">", 0.95)]),
+    ("F2", "SFT is better than the base and than SFT on gold solutions", "MATH500, Qwen2-7B: base 51.2, gold 41.2, SFT 61.2; Llama 48.0, 31.0, 49.6",
+     [("SFT", "final_accuracy", ">", "base", "final_accuracy"), ("SFT", "final_accuracy", ">", "gold", "final_accuracy"), ("base", "final_accuracy", ">", "gold", "final_accuracy")]),
+    ("F3", "either RL is better than SFT", "Qwen2-7B: SFT 61.2, process 65.4, outcome 64.8",
+     [("process", "final_accuracy", ">", "SFT", "final_accuracy"), ("both", "final_accuracy", ">", "SFT", "final_accuracy"), ("outcome", "final_accuracy", ">", "SFT", "final_accuracy")]),
+    ("F4", "problem-solving checks lean to \"correct\", confirmative ones (SFT) are balanced and catch more errors", "TPR/TNR, Qwen2-7B: problem-solving 90.2/67.4, confirmative 76.2/70.1",
+     [("problem-solving", "tpr-tnr", ">", 0.0), ("problem-solving", "tpr-tnr", ">", "SFT", "tpr-tnr"), ("SFT", "error_recall", ">", "problem-solving", "error_recall")]),
+    ("F5", "verification accuracy: SFT < outcome < process", "Qwen2-7B: 58.3, 63.9, 67.9",
+     [("outcome", "verification_accuracy", ">", "SFT", "verification_accuracy"), ("process", "verification_accuracy", ">", "SFT", "verification_accuracy"),
+      ("process", "verification_accuracy", ">", "outcome", "verification_accuracy")]),
+    ("F6", "outcome RL raises error recall and correct precision", "Qwen2-7B: 81.9 to 87.3, 65.6 to 69.8",
+     [("outcome", "error_recall", ">", "SFT", "error_recall"), ("outcome", "correct_precision", ">", "SFT", "correct_precision")]),
+    ("F7", "right answers turned wrong: fewer with RL, fewest with outcome", "Qwen2-7B: SFT 8.4, process 5.4, outcome 3.9",
+     [("process", "correct_to_incorrect", "<", "SFT", "correct_to_incorrect"), ("outcome", "correct_to_incorrect", "<", "SFT", "correct_to_incorrect"),
+      ("outcome", "correct_to_incorrect", "<", "process", "correct_to_incorrect")]),
+    ("F8", "wrong answers turned right: more with process RL", "Qwen2-7B: 20.0 to 22.2; Qwen2.5-Math 6.5 to 12.2",
+     [("process", "incorrect_to_correct", ">", "SFT", "incorrect_to_correct"), ("outcome", "incorrect_to_correct", ">", "SFT", "incorrect_to_correct")]),
+    ("F9", "outcome is at least as good as process where the base is strong", "Qwen2.5-Math: 84.4, 83.4; Qwen2-7B: 64.8, 65.4",
+     [("outcome", "final_accuracy", ">", "process", "final_accuracy")]),
+    ("F10", "harder questions get more attempts; RL spends fewer on easy ones", "a figure",
+     [("SFT", "trials_level_5", ">", "SFT", "trials_level_1"), ("outcome", "trials_level_5", ">", "outcome", "trials_level_1"), ("outcome", "trials_level_1", "<", "SFT", "trials_level_1")]),
+    ("F11", "offline RL is close to online; its filter of 10 to 70% helps", "close",
+     [("offline", "final_accuracy", ">", "SFT", "final_accuracy"), ("outcome", "final_accuracy", ">", "offline", "final_accuracy"), ("offline", "final_accuracy", ">", "offline-all", "final_accuracy")]),
+    ("F12", "self-correction transfers to unseen families", "7 benchmarks, Qwen2-7B: base 35.3, SFT 42.4, outcome 44.1",
+     [(arm, f"final_{family}", ">", arm, f"first_{family}") for family in HELD_OUT for arm in ("SFT", "outcome")]),
+)
+CONTROLS = (
+    ("verdict", "checks say more than \"correct\" each time", "", [(arm, "verification_accuracy", ">", arm, "always_correct") for arm in ("SFT", "outcome")]),
+    ("vote", "better than a majority vote of the base with as many tokens", "", [("outcome", "final_accuracy", ">", "majority", "final_accuracy")]),
+    ("first", "the last answer is better than the first", "", [("outcome", "final_accuracy", ">", "outcome", "first_accuracy")]),
+    ("no SFT", "RL needs the SFT stage", "", [("outcome", "final_accuracy", ">", "no-sft", "final_accuracy")]),
+    ("solutions", "SFT on the base's own right solutions does not do it", "", [("SFT", "final_accuracy", ">", "correct-only", "final_accuracy")]),
+    ("shuffled", "with rewards dealt out at random nothing rises", "", [("shuffled", column, "<", "SFT", column) for column in ("final_accuracy", "verification_accuracy")]),
+    ("lr 0", "with learning rate 0 nothing moves", "", [("lr0", "final_accuracy", "=", "SFT", "final_accuracy")]),
+)
+
+
+def by_seed(rows: dict, arm: str, column: str) -> dict[int, float]:
+    """{seed: value}; of a column a-b, the difference. Seeds without a value are left out."""
+    found, (plus, _, minus) = {}, column.partition("-")
+    for (name, seed), row in rows.items():
+        if name == arm and row[plus] not in ("", None) and (not minus or row[minus] not in ("", None)):
+            found[seed] = float(row[plus]) - (float(row[minus]) if minus else 0.0)
+    return found
+
+
+def mean(values) -> float:
+    return sum(values) / len(values)
+
+
+def span(column: str, values) -> str:
+    """'97.2% (96.8% to 97.9%)': mean, lowest and highest."""
+    if not values:
+        return "-"
+    low, high = (cell(column, end(values)) for end in (min, max))
+    return cell(column, mean(values)) + (f" ({low} to {high})" if low != high else "")
+
+
+def judge(rows: dict, comparison: tuple) -> tuple[str, int, int, bool]:
+    """(what was found, seeds on which it holds, seeds, does it hold in the mean?) of one comparison."""
+    arm, column, relation, other = comparison[:4]
+    left = by_seed(rows, arm, column)
+    right = by_seed(rows, other, comparison[4]) if isinstance(other, str) else dict.fromkeys(left, other)
+    seeds = sorted(left.keys() & right.keys())
+    if not seeds:
+        return f"{arm}: not run", 0, 0, False
+    means = [mean([side[seed] for seed in seeds]) for side in (left, right)]
+    hits = sum(RELATIONS[relation](left[seed], right[seed]) for seed in seeds)
+    name = column.replace("_", " ")
+    against = f"{'' if other == arm else other + ' '}{'' if comparison[4] == column else comparison[4].replace('_', ' ') + ' '}" if isinstance(other, str) else ""
+    return f"{arm} {name} {cell(column, means[0])} {relation} {against}{cell(column, means[1])} ({hits} of {len(seeds)})", hits, len(seeds), RELATIONS[relation](*means)
+
+
+def findings_table(rows: dict, claims) -> list[str]:
+    lines = []
+    for name, claim, paper, comparisons in claims:
+        judged = [judge(rows, comparison) for comparison in comparisons]
+        run = all(seeds for _, _, seeds, _ in judged)
+        holds = "not run" if not run else "yes" if all(hits == seeds for _, hits, seeds, _ in judged) else "in the mean" if all(held for *_, held in judged) else "no"
+        lines.append(f"| {name} | {claim} | {paper} | " + "; ".join(text for text, *_ in judged) + f" | {holds} |")
+    return lines
+
+
+def tables(rows: dict) -> str:
+    """All of it, as Markdown."""
+    arms = [arm for arm in (*STAGES, *SEEDS) if any(name == arm for name, _ in rows)]
+    stages, others = [arm for arm in arms if arm in STAGES], [arm for arm in arms if arm not in STAGES]
+    values = lambda arm, column: list(by_seed(rows, arm, column).values())
+    head = lambda *names: ["| | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    count = lambda arm: sum(name == arm for name, _ in rows)
+
+    lines = head(*[f"{arm}, {count(arm)} seeds" for arm in stages])
+    for column in (*COLUMNS, "always_correct", *(f"{column}_level_{level}" for column in LEVELLED for level in LEVELS), "trained_tokens", "seconds"):
+        lines.append(f"| `{column}` | " + " | ".join(span(column, values(arm, column)) for arm in stages) + " |")
+    lines += ["", *head("seeds", *[f"`{column}`" for column in SHOWN])]
+    lines += [f"| `{arm}` | {count(arm)} | " + " | ".join(span(column, values(arm, column)) for column in SHOWN) + " |" for arm in others]
+    lines += ["", *head(*[f"{family}, first → last; VA" for family in HELD_OUT])]
+    for arm in stages:
+        lines.append(f"| {arm} | " + " | ".join("{} → {}; {}".format(*(span(column, values(arm, f"{column}_{family}")) for column in ("first", "final", "VA")))
+                                                for family in HELD_OUT) + " |")
+    lines += ["", *head(*[f"at most {k}" for k in ALLOWED])]
+    lines += [f"| {arm} | " + " | ".join(span("share", values(arm, f"final_within_{k}")) for k in ALLOWED) + " |" for arm in stages]
+    for claims in (FINDINGS, CONTROLS):
+        lines += ["", *head("claim", "the paper", "here: mean of the seeds (on how many of them)", "holds"), *findings_table(rows, claims)]
+    return "\n".join(lines)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", metavar="CSV", help="table of nanoverify.study")
+    args = parser.parse_args(argv)
+    rows = read_table(Path(args.results))
+    if not rows:
+        raise InputError(f"{args.results}: no such file, or no rows in it")
+    print(tables(rows))
+
+
+if __name__ == "__main__":
+    run(main)
