@@ -11,14 +11,14 @@ from pathlib import Path
 
 from nanoverify.files import InputError, run, writing
 
-STAGES = {"base": "#8a8f98", "SFT": "#bf8700", "RL": "#0969da"}  # and their colours
-HEIGHT, LEFT, TOP, WIDE = 220, 46, 40, 96  # of the plot, of its margins, and of a group of dots, in pixels
+STAGES = {"base": "#8a8f98", "SFT": "#bf8700", "process": "#8250df", "both": "#1a7f37", "outcome": "#0969da"}  # and their colours
+HEIGHT, LEFT, TOP, WIDE = 220, 46, 40, 112  # of the plot, of its margins, and of a group of dots, in pixels
 FIGURES = {  # file -> title, stages, {label on the axis: column}, lowest and highest value, are these shares?
     "accuracy": ("First and last answer right", tuple(STAGES), {"first": "first_accuracy", "last": "final_accuracy",
                  **{f"level {level}, last": f"final_level_{level}" for level in range(1, 6)}}, (0, 1), True),
-    "verification": ("Verification", ("SFT", "RL"), {"accuracy": "verification_accuracy", "errors found": "error_recall", "right of accepted": "correct_precision",
+    "verification": ("Verification", tuple(STAGES)[1:], {"accuracy": "verification_accuracy", "errors found": "error_recall", "right of accepted": "correct_precision",
                      "TPR": "tpr", "TNR": "tnr", "well-formed": "well_formed"}, (0.8, 1), True),
-    "attempts": ("Attempts by level of the question", ("SFT", "RL"), {f"level {level}": f"trials_level_{level}" for level in range(1, 6)}, (1, 4), False),
+    "attempts": ("Attempts by level of the question", tuple(STAGES)[1:], {f"level {level}": f"trials_level_{level}" for level in range(1, 6)}, (1, 4), False),
 }
 
 
@@ -28,7 +28,7 @@ def dots(title: str, groups: dict[str, dict[str, list[float]]], low: float, high
     y = lambda value: TOP + HEIGHT * (high - value) / (high - low)
     width = LEFT + WIDE * len(groups) + 10
     drawn = [f'<text x="{LEFT}" y="20" font-weight="bold">{html.escape(title)}</text>']
-    drawn += [f'<text x="{width - 70 * (len(stages) - i)}" y="20" fill="{STAGES[stage]}">● {stage}</text>' for i, stage in enumerate(stages)]
+    drawn += [f'<text x="{width - 76 * (len(stages) - i)}" y="20" fill="{STAGES[stage]}">● {stage}</text>' for i, stage in enumerate(stages)]
     for tick in range(5):
         value = low + (high - low) * tick / 4
         drawn.append(f'<path d="M{LEFT} {y(value):.1f}H{width - 10}" stroke="#d0d7de"/><text x="{LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">'
@@ -37,7 +37,7 @@ def dots(title: str, groups: dict[str, dict[str, list[float]]], low: float, high
         middle = LEFT + WIDE * (number + 0.5)
         drawn.append(f'<text x="{middle:.1f}" y="{TOP + HEIGHT + 20}" text-anchor="middle">{html.escape(label)}</text>')
         for i, (stage, values) in enumerate(series.items()):
-            x = middle + 22 * (i - (len(series) - 1) / 2)
+            x = middle + 20 * (i - (len(series) - 1) / 2)
             for value in values:
                 if not low <= value <= high:
                     raise InputError(f"{title}: {label} of {stage} is {value:.3g}, outside the axis from {low} to {high}")
