@@ -1,15 +1,17 @@
 """The study's own arithmetic; the scripts it runs have tests of their own."""
 import csv
 import json
+import re
 
 import pytest
 
 import build_data
 import train_rl
 from nanoverify import study
+from nanoverify.answers import grade
 from nanoverify.evaluate import COLUMNS
-from nanoverify.files import write_json, write_jsonl
-from nanoverify.problems import Problem
+from nanoverify.files import InputError, write_json, write_jsonl
+from nanoverify.problems import Problem, make_puzzles
 from nanoverify.trajectory import Action, Trajectory
 
 
@@ -19,7 +21,7 @@ def test_every_variant_parses():
         train_rl.flags(["--seed", "1", "--model", "sft", *map(str, flags)])
     for styles in study.STYLES.values():
         build_data.flags(["--styles", *styles])
-    assert set(study.CONTROLS) < set(study.ARMS)
+    assert set(study.SEEDS) == {"main", "majority", "gold", "correct-only", *study.VARIANTS, *study.STYLES}
 
 
 def test_majority(monkeypatch, tmp_path):
@@ -35,7 +37,7 @@ def test_majority(monkeypatch, tmp_path):
     monkeypatch.setattr(study, "respond", respond)
     found = study.majority(tmp_path, seed=0)
     assert asked == [4] and found["final_accuracy"] == pytest.approx(2 / 3) and found["first_accuracy"] == pytest.approx(1 / 3)
-    assert found["tokens_per_response"] == 40 and [found["by_level"][level]["final_accuracy"] for level in (1, 2, 3)] == [1, 1, 0]
+    assert found["tokens_per_response"] == 40 and [found["by_level"][level]["final_accuracy"] for level in "123"] == [1, 1, 0]
 
 
 def test_correct_only_takes_right_answers_one_a_question_first(tmp_path):
@@ -49,17 +51,74 @@ def test_correct_only_takes_right_answers_one_a_question_first(tmp_path):
     assert sorted(names[:3]) == ["a", "b", "c"] and names[3:] == ["a"]
 
 
-def test_table(monkeypatch, tmp_path, capsys):
-    """Bug: seeds are averaged across arms, levels are lost, or a missing value becomes 0."""
+def test_gold_solutions_are_right(tmp_path):
+    """Bug: the numbers of another puzzle, or of another seed, are solved; a response keeps its verifications."""
+    (tmp_path / "data").mkdir()
+    problems = make_puzzles("train", 60, seed=3)
+    write_json(tmp_path / "data" / "arguments.json", {"count": 60, "seed": 3})
+    write_jsonl(tmp_path / "data" / "trajectories.jsonl", [{**vars(problem), "response": "The answer is 0."} for problem in problems[7:]])
+    study.gold(tmp_path / "data", tmp_path / "out")
+    rows = [json.loads(line) for line in (tmp_path / "out" / "trajectories.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [problem.id for problem in problems[7:]]
+    for row in rows:
+        assert grade(row["answer"], row["response"])
+        if row["family"] in ("linear", "rectangle", "sum_product"):  # theirs begin with a difference of two numbers of the question
+            total, part, rest = re.match(r"(\d+) - (\d+) = (\d+)\. The answer is", row["response"]).groups()
+            assert {total, part} <= set(re.findall(r"\d+", row["question"])) and int(total) - int(part) == int(rest)
+
+
+def test_baseline_and_tokens(tmp_path):
+    """Bug: the always-\"correct\" baseline counts solutions nobody verified, or the answers instead of the verifications."""
+    act = lambda kind, right: {"kind": kind, "right": right}
+    write_jsonl(tmp_path / "responses.jsonl", [{"actions": [act("solve", False), act("verify", False), act("solve", True), act("verify", True)]},
+                                               {"actions": [act("solve", True)]}, {"actions": [act("solve", False), act("verify", False)]}])
+    assert study.always_correct(tmp_path) == pytest.approx(1 / 3)
+    write_jsonl(tmp_path / "metrics.jsonl", [{"step": 1, "tokens": 5}, {"step": 2, "tokens": 7}])
+    assert study.trained_tokens(tmp_path) == 12
+    write_jsonl(tmp_path / "metrics.jsonl", [{"step": 1, "learned_tokens": 3}])
+    assert study.trained_tokens(tmp_path) == 3
+
+
+def test_beyond(monkeypatch, tmp_path):
+    """Bug: with k attempts allowed, a later one counts, or a response that stopped before counts as wrong; the file of an earlier call is not used."""
+    solve, check = lambda right: Action("solve", 0, 1, "", right=right), Action("verify", 1, 2, "", verdict=False)
+
+    def respond(model, tokenizer, problems, count, longest, temperature):
+        rights = {"a": [True], "b": [False, True], "c": [False, False, False, True]}
+        return [[Trajectory(problems[0], [1], True, [action for right in row for action in (solve(right), check)])] for row in rights.values()]
+    monkeypatch.setattr(study, "respond", respond)
+    monkeypatch.setattr(study, "load_model", lambda *rest: None)
+    monkeypatch.setattr(study.Tokenizer, "load", lambda *rest: None)
+    found = study.beyond("m", tmp_path / "b.json")
+    assert [found[f"final_within_{k}"] for k in study.ALLOWED] == pytest.approx([1 / 3, 2 / 3, 1, 1, 1])
+    assert found["first_tickets"] == pytest.approx(1 / 3) and found["final_tickets"] == 1 and set(found) <= set(study.HEADER)
+    monkeypatch.setattr(study, "respond", None)
+    assert study.beyond("m", tmp_path / "b.json") == found
+
+
+def test_table(monkeypatch, tmp_path):
+    """Bug: rows of other arms and seeds are lost, or a row is there twice; a stop in the middle loses what was found; a missing value becomes 0."""
+    asked = []
+
     def run_arm(arm, root, seed):
-        level = {"first_accuracy": 0.5, "final_accuracy": 0.25 * seed, "trials": 2.0}
-        values = {**dict.fromkeys(COLUMNS, 0.5), "final_accuracy": 0.25 * seed, "tpr": None, "seconds": 1, "by_level": {"1": level}}
-        return {"base": values, "RL": {**values, "final_accuracy": 1.0}} if arm == "main" else {arm: values}
+        asked.append((arm, root.name))
+        if seed == 9:
+            raise InputError("stopped")
+        values = {**dict.fromkeys(COLUMNS, 0.5), "tpr": None, "by_level": {"1": {"final_accuracy": 0.25 * seed}}}
+        return {"base": study.row_of(values), "outcome": study.row_of(values, seconds=1)} if arm == "main" else {arm: study.row_of(values)}
     monkeypatch.setattr(study, "run_arm", run_arm)
-    study.main(["--seeds", "1", "3", "--arms", "main", "lr0", "--results", str(tmp_path / "r" / "s.csv")])
-    lines = capsys.readouterr().out.splitlines()
-    assert "| | base | RL | lr0 |" in lines and "| `tpr` | - | - | - |" in lines
-    assert "| `final_accuracy` | 50.0% (25.0% to 75.0%) | 100.0% | 50.0% (25.0% to 75.0%) |" in lines
+    flags = ["--results", str(tmp_path / "r" / "s.csv"), "--out", str(tmp_path)]
+    study.main(["--arms", "majority", "main", "--seeds", "3", "1", *flags])
+    study.main(["--arms", "majority", "main", "--seeds", "1", *flags])
+    with pytest.raises(InputError, match="stopped"):
+        study.main(["--arms", "lr0", "--seeds", "2", "9", *flags])
+    assert asked == [("majority", "seed3"), ("majority", "seed1"), ("main", "seed3"), ("main", "seed1"), ("main", "seed1"), ("lr0", "seed2"), ("lr0", "seed9")]
     rows = list(csv.DictReader(open(tmp_path / "r" / "s.csv")))
-    assert [(row["arm"], row["seed"], row["final_level_1"]) for row in rows] == [
-        ("base", "1", "0.25"), ("RL", "1", "0.25"), ("base", "3", "0.75"), ("RL", "3", "0.75"), ("lr0", "1", "0.25"), ("lr0", "3", "0.75")]
+    assert [(row["arm"], row["seed"], row["final_accuracy_level_1"], row["tpr"]) for row in rows] == [
+        (arm, seed, str(0.25 * int(seed)), "") for arm, seed in (("base", "1"), ("base", "3"), ("outcome", "1"), ("outcome", "3"), ("majority", "1"), ("majority", "3"), ("lr0", "2"))]
+    asked.clear()
+    study.main(["--arms", "lr0", "main", *flags[:2], "--out", str(tmp_path)])
+    assert asked == [(arm, f"seed{seed}") for arm in ("lr0", "main") for seed in range(study.SEEDS[arm])]
+    (tmp_path / "r" / "s.csv").write_text("arm,seed\nbase,1\n")
+    with pytest.raises(InputError, match="other columns"):
+        study.main(["--arms", "lr0", *flags])
