@@ -12,7 +12,7 @@ from pathlib import Path
 from nanoverify.evaluate import COLUMNS, cell
 from nanoverify.files import InputError, run
 from nanoverify.problems import HELD_OUT, LEVELS
-from nanoverify.study import ALLOWED, SEEDS, read_table
+from nanoverify.study import ALLOWED, FAILURES, SEEDS, read_table
 
 STAGES = ("base", "SFT", "process", "both", "outcome")
 LEVELLED = ("first_accuracy", "final_accuracy", "trials")  # rows of the stages' table that are given by level, too
@@ -113,7 +113,7 @@ def tables(rows: dict) -> str:
     count = lambda arm: sum(name == arm for name, _ in rows)
 
     lines = head(*[f"{arm}, {count(arm)} seeds" for arm in stages])
-    for column in (*COLUMNS, "always_correct", *(f"{column}_level_{level}" for column in LEVELLED for level in LEVELS), "trained_tokens", "seconds"):
+    for column in (*COLUMNS, "always_correct", *FAILURES, *(f"{column}_level_{level}" for column in LEVELLED for level in LEVELS), "trained_tokens", "seconds"):
         lines.append(f"| `{column}` | " + " | ".join(span(column, values(arm, column)) for arm in stages) + " |")
     lines += ["", *head("seeds", *[f"`{column}`" for column in SHOWN])]
     lines += [f"| `{arm}` | {count(arm)} | " + " | ".join(span(column, values(arm, column)) for column in SHOWN) + " |" for arm in others]

@@ -51,7 +51,8 @@ SEEDS = {"main": 5, "process": 5, "both": 5, "problem-solving": 3, "both-styles"
          "per-action": 1, "clip-higher": 1, "filter": 1}  # every arm, in the order of the table: seeds 0 to this
 LONG, ALLOWED = 900, (1, 2, 4, 8, 16)  # tokens of the long responses, for which the policy's context has room; attempts after which they are cut
 SHORT = {"first": "first_accuracy", "final": "final_accuracy", "VA": "verification_accuracy"}  # of the unseen families: name in the table, in the evaluation
-HEADER = ("arm", "seed", *COLUMNS, "always_correct", "trained_tokens", "seconds", *(f"{key}_level_{level}" for key in COLUMNS for level in LEVELS),
+FAILURES = ("failed_missed", "failed_rejected", "failed_otherwise")
+HEADER = ("arm", "seed", *COLUMNS, "always_correct", *FAILURES, "trained_tokens", "seconds", *(f"{key}_level_{level}" for key in COLUMNS for level in LEVELS),
           *(f"{short}_{family}" for family in HELD_OUT for short in SHORT), *(f"final_within_{k}" for k in ALLOWED))
 
 
@@ -115,6 +116,17 @@ def always_correct(folder: Path) -> float | None:
     return share(action["right"] for _, row in read_jsonl(folder / "responses.jsonl") for action in row["actions"] if action["kind"] == "verify")
 
 
+def failures(folder: Path) -> dict[str, float]:
+    """Shares of all responses that fail, that is, are cut or end with a wrong answer. missed: a wrong answer was called correct; rejected: a right one
+    was called incorrect; otherwise: the verdicts were right, and the search went in circles or ended early."""
+    counts, rows = dict.fromkeys(FAILURES, 0), [row for _, row in read_jsonl(folder / "responses.jsonl")]
+    for row in rows:
+        verdicts = {(action["right"], action["verdict"]) for action in row["actions"] if action["kind"] == "verify"}
+        if not row["finished"] or not [action["right"] for action in row["actions"] if action["kind"] == "solve"][-1]:
+            counts["failed_missed" if (False, True) in verdicts else "failed_rejected" if (True, False) in verdicts else "failed_otherwise"] += 1
+    return {name: count / len(rows) for name, count in counts.items()}
+
+
 def trained_tokens(folder: Path) -> int:
     """Tokens learned from in stage 1; tokens sampled in stage 2."""
     return sum(line.get("learned_tokens", line.get("tokens", 0)) for _, line in read_jsonl(folder / "metrics.jsonl"))
@@ -145,7 +157,7 @@ def row_of(values: dict, **more) -> dict:
 
 
 def row_of_folder(out: Path, values: dict) -> dict:
-    return row_of(values, always_correct=always_correct(out), trained_tokens=trained_tokens(out), seconds=read_json(out / "seconds.json")["seconds"])
+    return row_of(values, always_correct=always_correct(out), **failures(out), trained_tokens=trained_tokens(out), seconds=read_json(out / "seconds.json")["seconds"])
 
 
 def run_arm(arm: str, root: Path, seed: int) -> dict[str, dict]:

@@ -79,6 +79,15 @@ def test_baseline_and_tokens(tmp_path):
     assert study.trained_tokens(tmp_path) == 3
 
 
+def test_failures(tmp_path):
+    """Bug: a response that recovers counts as failed, one counts twice, or one that is cut at a right answer does not count."""
+    solve, check = lambda right: {"kind": "solve", "right": right, "verdict": None}, lambda right, said: {"kind": "verify", "right": right, "verdict": said}
+    rows = [[solve(True), check(True, False), solve(True), check(True, True)], [solve(False), check(False, True)], [solve(True), check(True, False), solve(False), check(False, True)],
+            [solve(True), check(True, False), solve(False), check(False, False)], [solve(False), check(False, False), solve(True)]]
+    write_jsonl(tmp_path / "responses.jsonl", [{"finished": i < 4, "actions": row} for i, row in enumerate(rows)])
+    assert study.failures(tmp_path) == {"failed_missed": 2 / 5, "failed_rejected": 1 / 5, "failed_otherwise": 1 / 5}
+
+
 def test_beyond(monkeypatch, tmp_path):
     """Bug: with k attempts allowed, a later one counts, or a response that stopped before counts as wrong; the file of an earlier call is not used."""
     solve, check = lambda right: Action("solve", 0, 1, "", right=right), Action("verify", 1, 2, "", verdict=False)
