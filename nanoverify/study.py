@@ -38,11 +38,13 @@ from nanoverify.tokenizer import Tokenizer
 
 PAPER = ["--plain-outcome", "--punish-cut", "--may-give-up", "--may-repeat", "--decay", 1, "--min-count", 10, "--average", 0, "--beta", 0.05,
          "--temperature", 0.7, "--samples", 4, "--minibatches", 4, "--filter", 4, "--count", 3000]
+SLOWER = ["--lr", 1e-4]  # process rewards also pay guesses, which is mostly noise; at 3e-4 it wins (README: What did not work)
 VARIANTS = {  # of RL, from main's SFT model
-    "process": ["--reward", "process"], "both": ["--reward", "both"], "gae": ["--reward", "both", "--advantage", "gae"],
+    "process": ["--reward", "process", *SLOWER], "both": ["--reward", "both", *SLOWER],
+    "gae": ["--reward", "both", "--advantage", "gae", *SLOWER],
     "offline": ["--offline", 2000, "--beta", 0.1], "offline-all": ["--offline", 2000, "--beta", 0.1, "--offline-accuracy", 0, 1],
     "no-sft": ["--model", POLICY], "shuffled": ["--shuffle-rewards"], "lr0": ["--lr", 0, "--steps", 5],
-    "paper-outcome": PAPER, "paper-process": ["--reward", "process", *PAPER], "own-judge": ["--reward-from", POLICY],
+    "paper-outcome": PAPER, "paper-process": ["--reward", "process", *SLOWER, *PAPER], "own-judge": ["--reward-from", POLICY],
     "kl": ["--beta", 0.05], "kl-loss": ["--beta", 0.05, "--kl-in", "loss"], "per-action": ["--ratio", "action"], "clip-higher": ["--clip-high", 0.28],
     "filter": ["--filter", 4, "--count", 3000]}
 STYLES = {"problem-solving": ["problem-solving"], "both-styles": ["problem-solving", "confirmative"]}
