@@ -15,7 +15,7 @@ def table(path, value=0.9):
         writer.writeheader()
         for arm in ("base", "SFT", "process", "both", "outcome", "shuffled"):
             for seed in range(2):
-                writer.writerow({"arm": arm, "seed": seed, **{c: "" if arm == "base" and c == "final_level_5" else 2.5 if c.startswith("trials") else value for c in columns}})
+                writer.writerow({"arm": arm, "seed": seed, **{c: "" if arm == "base" and c == "final_accuracy_level_5" else 2.5 if c.startswith("trials") else value for c in columns}})
     return str(path)
 
 
