@@ -9,7 +9,7 @@
 (Numbers as in the README's method: 1 to 3 are in build_data.py, 4 in train_sft.py.)
 
 KL to the frozen SFT model goes into the reward, as -beta * (logp - ref_logp) of each token, at the rollout policy
-(--kl-in loss: into the loss, by an estimator that is never negative, at the policy that is being updated).
+(--kl k2 or k3: into the loss, at the policy that is being updated; `ppo.kl_loss` says how they differ).
 A response cut by the token limit has the outcome -1; its last action, which is incomplete, gets no process reward
 (--punish-cut: -1, as in the released code). The share of cut responses is logged.
 
@@ -61,7 +61,7 @@ def flags(argv):
     group.add_argument("--decay", type=float, default=0.9, help="process rewards: weight of earlier rollouts in a context's baseline, per step; 1: running mean, as in the released code; 0: this rollout alone (default: %(default)s)")
     group.add_argument("--reward-from", metavar="DIR", help="no gold answers: this model's confirmative verification of an answer says whether it is right; the metrics still tell by the rule")
     group.add_argument("--beta", type=float, default=0.0, help="weight of the KL to the SFT model; paper: 0.05 (default: %(default)s)")
-    group.add_argument("--kl-in", choices=("reward", "loss"), default="reward", help="where the KL counts; paper: reward (default: %(default)s)")
+    group.add_argument("--kl", choices=("reward", "k2", "k3"), default="reward", help="where --beta counts: in the reward, as in the paper, or in the loss, by one of two estimators (default: %(default)s)")
     group.add_argument("--gamma", type=float, default=1.0, help="discount per token, gae only (default: %(default)s)")
     group.add_argument("--lam", type=float, default=0.95, help="lambda, gae only (default: %(default)s)")
     group.add_argument("--plain-outcome", action="store_true", help="outcome advantages as in the paper, not centred in each reward context")
@@ -89,8 +89,12 @@ def flags(argv):
         raise InputError(f"--temperature {args.temperature}: must be above 0 to explore")
     if args.offline and (args.advantage == "gae" or args.shuffle_rewards):
         raise InputError("--offline: its advantages are its own, for --advantage group without --shuffle-rewards")
+    if args.offline_accuracy != [0.1, 0.7] and not args.offline or args.offline_accuracy[0] > args.offline_accuracy[1]:
+        raise InputError("--offline-accuracy: needs --offline, and LOW at most HIGH")
     if args.reward_from and (args.offline or args.filter):
         raise InputError("--reward-from: without gold answers there is no --offline and no --filter")
+    if args.kl != "reward" and (not args.beta or args.offline):
+        raise InputError(f"--kl {args.kl}: needs a --beta above 0, and responses of the policy itself, not --offline")
     return args
 
 
@@ -114,7 +118,7 @@ def offline_pool(model, tokenizer, problems, args) -> list[list[tuple[Trajectory
 
 
 def judged(trajectories: list[Trajectory], judge, tokenizer, args) -> list[Trajectory]:
-    """The same responses, where a solve is right if the judge's greedy verification of its answer says correct. Nobody looks at gold answers."""
+    """The same responses, where a solve is right if the judge's greedy verification of its answer says correct. No gold answer is looked at."""
     claims = sorted({(t.problem.question, solve.answer) for t in trajectories for solve in t.solves if solve.answer})
     written = verify(judge, tokenizer, claims, "confirmative", 1, args.max_new_tokens, 0.0, batch_size=args.batch_size)
     right = {claim: row[0].verdict is True for claim, row in zip(claims, written)}
@@ -199,11 +203,11 @@ def advantages_of(trajectories, kl, values, mask, totals, args, rng, offline=Non
 
 
 def rollout_rows(trajectories, rewards, kl, advantages, args, tokenizer):
-    """A rollout as readable rows: as_row, `outcome`, and for each action
+    """A rollout as readable rows: as_row (`right` is the rule's word, whoever the rewards are from), `outcome`, and for each action
     process    its process reward; None for an action cut by the token limit
     reward     outcome and process, as far as --reward counts them (for GAE, the outcome on the last action only)
     advantage  mean over its tokens of what the update uses = reward - baseline - kl
-    kl         mean over its tokens of beta * (logp - ref_logp)
+    kl         mean over its tokens of beta * (logp - ref_logp), as far as it is in the reward
     baseline   what was subtracted; None for GAE, whose advantages are discounted sums, whitened"""
     mean = lambda x: x.mean().item() if len(x) else 0.0
     for t, outcome, process, kl_row, advantage_row in zip(trajectories, *rewards, kl, advantages):
@@ -239,7 +243,7 @@ def update(model, value_head, optimizer, tokenizer, prompts, trajectories, advan
                 loss, found = ppo.ppo_loss(new, flat(old[0]), flat(advantages), args.clip_low, args.clip_high, args.dual_clip,
                                            [a.stop - a.start for i in part for a in trajectories[i].actions] if args.ratio == "action" else None)
                 if reference is not None:
-                    loss = loss + args.beta * ppo.kl_loss(new, flat(reference))
+                    loss = loss + args.beta * ppo.kl_loss(new, flat(reference), args.kl)
                 if value_head:
                     wrong = ppo.value_loss(value_head(hidden.float())[:, 0], flat(old[2]), flat(returns), clip=0.2)
                     loss, found["value_loss"] = loss + 0.5 * wrong, wrong.item()
@@ -310,8 +314,7 @@ def main(argv=None):
                 mask = torch.tensor([[float(t < len(x.ids)) for t in range(old.shape[2])] for x in trajectories])
                 before = score(reference, tokenizer, prompts, trajectories, needed, args)[0] if reference else old[0]
                 kl = (old[0] - before) * mask
-                in_loss = args.kl_in == "loss" and args.beta > 0
-                charged = torch.zeros_like(kl) if in_loss else kl
+                charged = kl if args.kl == "reward" else torch.zeros_like(kl)
                 advantages, returns, rewards = advantages_of(paid, charged, old[2], mask, totals, args, random.Random(f"rewards {args.seed} {step}"),
                                                              [values for row in asked for _, values in row] if pool else None)
                 if pool:
@@ -322,7 +325,7 @@ def main(argv=None):
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * min(step / 5, 1)
                 signs = update(model, value_head, optimizer, tokenizer, prompts, trajectories, advantages, old, returns, args,
-                               random.Random(f"minibatches {args.seed} {step}"), f"step {step}", before if in_loss else None)
+                               random.Random(f"minibatches {args.seed} {step}"), f"step {step}", None if args.kl == "reward" else before)
                 for mean, parameter in zip(average, model.parameters()):
                     mean.lerp_(parameter.detach().cpu(), 1 - min(args.average, (step - 1) / step))  # a plain mean at first
                 clock.append(time.time())

@@ -183,11 +183,14 @@ def ppo_loss(new, old, advantages, clip_low: float, clip_high: float, dual_clip:
     return loss, signs
 
 
-def kl_loss(new, reference):
-    """sum of q - 1 - log q, q = exp(reference - new): an estimate of KL(new || reference) from tokens of the new policy that is never negative and
-    whose gradient pulls towards the reference (Schulman 2020, "Approximating KL divergence", k3). Log-probs, both (N,)."""
+def kl_loss(new, reference, estimator: str):
+    """Sum of estimates of KL(new || reference), never negative, from tokens that the policy `new` sampled: q = exp(reference - new), and
+
+    k2   (log q)^2 / 2: biased, but its gradient is that of KL(new || reference), as is that of -(new - reference) in the reward
+    k3   q - 1 - log q: unbiased, but its gradient is that of KL(reference || new)
+    (Schulman 2020, "Approximating KL divergence"). Log-probs, both (N,)."""
     log_q = (reference - new).clamp(-20, 20)
-    return (log_q.exp() - 1 - log_q).sum()
+    return (log_q.square() / 2 if estimator == "k2" else log_q.exp() - 1 - log_q).sum()
 
 
 def value_loss(new, old, returns, clip: float):

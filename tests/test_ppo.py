@@ -333,7 +333,7 @@ def settings(**changes):
     """Fields of train_rl's arguments that its steps use."""
     return SimpleNamespace(**{**dict(device="cpu", micro_tokens=8192, temperature=0.8, clip_low=0.2, clip_high=0.2, dual_clip=3.0, minibatches=1, epochs=1,
                                      reward="both", advantage="group", min_count=1, decay=1.0, beta=0.0, gamma=1.0, lam=0.95, shuffle_rewards=False, punish_cut=True, may_give_up=True, may_repeat=True, plain_outcome=True,
-                                     samples=2, ratio="token", offline=None, offline_accuracy=[0.1, 0.7], kl_in="reward", reward_from=None), **changes})
+                                     samples=2, ratio="token", offline=None, offline_accuracy=[0.1, 0.7], kl="reward", reward_from=None), **changes})
 
 
 @pytest.fixture
@@ -490,11 +490,25 @@ def test_workers_change_nothing(value, fp32, monkeypatch):
 
 
 def test_kl_loss_by_hand():
-    """Bug: q is turned round; the sum is a mean. q = 2 and 1/2: 2 - 1 - log 2 and 1/2 - 1 + log 2, together 1/2; slopes 1 - q."""
-    new = torch.tensor([0.0, 0.0], requires_grad=True)
-    loss = ppo.kl_loss(new, torch.tensor([2.0, 0.5]).log())
-    loss.backward()
-    assert loss.item() == pytest.approx(0.5) and new.grad.tolist() == pytest.approx([-1.0, 0.5])
+    """Bug: q is turned round; the sum is a mean. k3, q = 2 and 1/2: 2 - 1 - log 2 and 1/2 - 1 + log 2, together 1/2; slopes 1 - q. k2: slopes -log q."""
+    for estimator, total, slopes in (("k3", 0.5, [-1.0, 0.5]), ("k2", math.log(2) ** 2, [-math.log(2), math.log(2)])):
+        new = torch.tensor([0.0, 0.0], requires_grad=True)
+        loss = ppo.kl_loss(new, torch.tensor([2.0, 0.5]).log(), estimator)
+        loss.backward()
+        assert loss.item() == pytest.approx(total) and new.grad.tolist() == pytest.approx(slopes)
+
+
+def test_kl_estimators_have_the_gradients_they_say():
+    """Bug: the docstring mixes up the two directions of the KL: the exact mean gradient over a distribution of six tokens."""
+    reference = torch.randn(6, generator=torch.Generator().manual_seed(0)).log_softmax(0)
+    for estimator in ("k2", "k3"):
+        logits = torch.randn(6, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        new = logits.log_softmax(0)
+        weights = new.detach().exp()
+        [found] = torch.autograd.grad(sum(w * ppo.kl_loss(n[None], r[None], estimator) for w, n, r in zip(weights, new, reference)), logits, retain_graph=True)
+        p, q = (new, reference) if estimator == "k2" else (reference, new)
+        [expected] = torch.autograd.grad((p.exp() * (p - q)).sum(), logits)
+        torch.testing.assert_close(found, expected)
 
 
 def test_value_head_learns_the_returns(fp32):
@@ -568,9 +582,10 @@ def test_offline_ratio_and_kl_are_to_the_reference(beta, tmp_path, monkeypatch):
     assert steps[0] == 0 and steps[1] > 0.01
 
 
-def test_kl_in_the_loss_pulls_every_response_to_the_reference(fp32):
+@pytest.mark.parametrize("kl", ["k2", "k3"])
+def test_kl_in_the_loss_pulls_every_response_to_the_reference(kl, fp32):
     """Bug: the KL in the loss has the wrong sign, is taken of other tokens, or misses responses without an advantage."""
-    r = Rollout(0.02, settings(beta=5.0, kl_in="loss", epochs=4, minibatches=2), advantages=torch.zeros(8, 1))
+    r = Rollout(0.02, settings(beta=5.0, kl=kl, epochs=4, minibatches=2), advantages=torch.zeros(8, 1))
     reference = r.old[0] + 0.3 * torch.randn(r.old[0].shape, generator=torch.Generator().manual_seed(0)) * r.mask
     gap = lambda: ((r.score()[0] - reference) * r.mask).pow(2).sum(1)
     before = gap()
@@ -579,7 +594,7 @@ def test_kl_in_the_loss_pulls_every_response_to_the_reference(fp32):
 
 
 def test_kl_counts_in_the_reward_or_in_the_loss(tmp_path, monkeypatch):
-    """Bug: with --kl-in loss the KL counts twice, or nowhere; in the reward it gets into the loss, too."""
+    """Bug: with --kl k3 the KL counts twice, or nowhere; in the reward it gets into the loss, too."""
     folder, real, seen = save_policy(tmp_path / "policy"), train_rl.update, []
 
     def update(model, head, optimizer, tokenizer, prompts, trajectories, advantages, old, returns, args, rng, where, reference=None):
@@ -588,9 +603,9 @@ def test_kl_counts_in_the_reward_or_in_the_loss(tmp_path, monkeypatch):
         seen.append((advantages, now - start, reference is not None and torch.allclose(reference, start, atol=1e-4)))
         return real(model, head, optimizer, tokenizer, prompts, trajectories, advantages + 0.5 * (old[0] != 0), old, returns, args, rng, where, reference)
     monkeypatch.setattr(train_rl, "update", update)
-    for place in ("reward", "loss"):
+    for place in ("reward", "k3"):
         train_rl.main(["--model", folder, "--out", str(tmp_path / place), "--steps", "2", "--prompts", "2", "--samples", "2", "--max-new-tokens", "6",
-                       "--test-count", "2", "--count", "5", "--lr", "0.05", "--device", "cpu", "--beta", "0.1", "--kl-in", place])
+                       "--test-count", "2", "--count", "5", "--lr", "0.05", "--device", "cpu", "--beta", "0.1", "--kl", place])
     (_, _, a), (charged, gap, b), (_, _, c), (free, _, d) = seen
     assert (a, b, c, d) == (False, False, True, True) and gap.abs().max() > 0.01
     torch.testing.assert_close(charged, -0.1 * gap, atol=1e-4, rtol=0)  # all outcomes are -1: the KL is all there is
@@ -614,16 +629,23 @@ def test_rewards_from_a_judge(monkeypatch, tmp_path):
     assert [[action.right for action in t.actions] for t in plain] == [[True, True, False, False], [True, True], [True]]
 
     folder = save_policy(tmp_path / "policy")
-    monkeypatch.setattr(train_rl, "respond", lambda *rest: [[plain[0], plain[1]]] * 2)
+    agreed = Trajectory(PROBLEM, [1, 2], True, [solve("1", True), check(True, True)])  # for the rule, both responses to the second question are right
+    monkeypatch.setattr(train_rl, "respond", lambda *rest: [[plain[0], plain[1]], [agreed, plain[1]]])
     monkeypatch.setattr(train_rl, "evaluate", lambda *rest: [made("++")])
     train_rl.main(["--model", folder, "--out", str(tmp_path / "out"), "--steps", "1", "--prompts", "2", "--samples", "2", "--test-count", "1", "--count", "2",
                    "--lr", "0", "--device", "cpu", "--reward-from", folder])
     line = json.loads((tmp_path / "out" / "metrics.jsonl").read_text())
-    assert line["reward"] == 0 and line["final_accuracy"] == 0.5 and line["first_accuracy"] == 1  # the judge: right and wrong; the rule: wrong and right
+    assert line["reward"] == 0 and line["final_accuracy"] == 0.75 and line["first_accuracy"] == 1
     rows = [json.loads(row) for row in (tmp_path / "out" / "rollouts.jsonl").read_text().splitlines()]
     assert [row["outcome"] for row in rows] == [1, -1] * 2
-    with pytest.raises(InputError, match="--reward-from"):
-        train_rl.flags(["--reward-from", folder, "--filter", "2"])
+
+
+@pytest.mark.parametrize("flags", [["--reward-from", "x", "--filter", "2"], ["--reward-from", "x", "--offline", "2"], ["--kl", "k2"], ["--kl", "k3", "--beta", "0.1", "--offline", "2"],
+                                   ["--offline-accuracy", "0", "1"], ["--offline", "2", "--offline-accuracy", "0.7", "0.1"]])
+def test_flags_that_would_do_nothing_are_refused(flags):
+    """Bug: a flag is accepted and has no effect."""
+    with pytest.raises(InputError, match=f"^{flags[0] if flags[0] != '--offline' else '--offline-accuracy'}"):
+        train_rl.flags(flags)
 
 
 def test_offline_without_questions_is_refused(tmp_path, monkeypatch):

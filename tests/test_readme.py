@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from nanoverify import findings
 from nanoverify.evaluate import metrics
+from nanoverify.study import read_table
 from test_ppo import FOUR
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +57,13 @@ def test_files_and_line_counts():
     for path, count in table.items():
         real = len((ROOT / path).read_text(encoding="utf-8").splitlines())
         assert abs(int(count) - real) <= 0.1 * real, f"{path} has {real} lines"
+
+
+def test_tables_are_those_of_the_study():
+    """Bug: a figure of the results was typed, or is that of an earlier table."""
+    known = findings.tables(read_table(ROOT / "results" / "study.csv")).splitlines()
+    lines = [line for line in README.split("## What comes out")[1].split("## Run it")[0].splitlines() if line.startswith("| ")]
+    assert len(lines) > 30 and [line for line in lines if line not in known] == []
 
 
 def test_metrics_are_explained():
