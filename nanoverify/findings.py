@@ -2,11 +2,11 @@
 
     python -m nanoverify.findings results/study.csv
 
-Stages, other arms, unseen families, more attempts; then the paper's findings and the controls, each as comparisons of two arms on the same seeds. A
-claim holds ("yes") where every comparison holds on every seed, "in the mean" where the mean of the seeds says so; "no" where it says otherwise in one of them.
+Stages, other arms, unseen families, more attempts; then the paper's findings and the controls, each as comparisons of two arms on the seeds they share.
+A comparison holds where the mean difference is at least two of its standard errors away from what would refute it, and is refuted where it lies as far on
+the other side; else it is unclear, as it is with one seed. A claim holds where all its comparisons do, and does not where one is refuted.
 """
 import argparse
-import operator
 from pathlib import Path
 
 from nanoverify.evaluate import COLUMNS, cell
@@ -17,17 +17,19 @@ from nanoverify.study import ALLOWED, FAILURES, SEEDS, read_table
 STAGES = ("base", "SFT", "process", "both", "outcome")
 LEVELLED = ("first_accuracy", "final_accuracy", "trials")  # rows of the stages' table that are given by level, too
 SHOWN = ("first_accuracy", "final_accuracy", "verification_accuracy", "tpr", "tnr", "trials", "repeats", "well_formed", "tokens_per_response")  # of the other arms
-RELATIONS = {">": operator.gt, "<": operator.lt, "=": lambda a, b: abs(a - b) < 0.0005}
+CLOSE = 0.02  # what "~" allows
 
-# (name, claim, the paper's figures, comparisons: (arm, column or column-column, relation, arm, column) or (arm, column, relation, number))
+# (name, claim, the paper's figures, comparisons: (arm, column, relation, arm, column) or (arm, column, relation, number))
+# relations: > and < as they are; >= and <=: not below, above by more than noise; ~: at most CLOSE apart; =: the same on each seed
 FINDINGS = (
-    ("F1", "SFT installs the format", "well-formed at least 95%", [("SFT", "well_formed", ">", 0.95), ("SFT", "follows_verdict", ">", 0.95)]),
-    ("F2", "SFT is better than the base and than SFT on gold solutions", "MATH500, Qwen2-7B: base 51.2, gold 41.2, SFT 61.2; Llama 48.0, 31.0, 49.6",
-     [("SFT", "final_accuracy", ">", "base", "final_accuracy"), ("SFT", "final_accuracy", ">", "gold", "final_accuracy"), ("base", "final_accuracy", ">", "gold", "final_accuracy")]),
+    ("F1", "SFT installs the format", "well-formed at least 95%", [("SFT", "well_formed", ">=", 0.95), ("SFT", "follows_verdict", ">=", 0.95)]),
+    ("F2", "SFT is at least as good as the base; SFT on gold solutions is worse", "MATH500, Qwen2-7B: base 51.2, SFT 61.2, gold 41.2; Llama 48.0, 49.6, 31.0",
+     [("SFT", "final_accuracy", ">=", "base", "final_accuracy"), ("gold", "final_accuracy", "<", "SFT", "final_accuracy")]),
     ("F3", "either RL is better than SFT", "Qwen2-7B: SFT 61.2, process 65.4, outcome 64.8",
-     [("process", "final_accuracy", ">", "SFT", "final_accuracy"), ("both", "final_accuracy", ">", "SFT", "final_accuracy"), ("outcome", "final_accuracy", ">", "SFT", "final_accuracy")]),
-    ("F4", "problem-solving checks lean to \"correct\", confirmative ones (SFT) are balanced and catch more errors", "TPR/TNR, Qwen2-7B: problem-solving 90.2/67.4, confirmative 76.2/70.1",
-     [("problem-solving", "tpr-tnr", ">", 0.0), ("problem-solving", "tpr-tnr", ">", "SFT", "tpr-tnr"), ("SFT", "error_recall", ">", "problem-solving", "error_recall")]),
+     [("process", "final_accuracy", ">", "SFT", "final_accuracy"), ("outcome", "final_accuracy", ">", "SFT", "final_accuracy")]),
+    ("F4", "problem-solving checks lean to \"correct\"; confirmative ones, the default, are balanced and catch more errors",
+     "TPR, TNR, Qwen2-7B: problem-solving 90.2, 67.4; confirmative 76.2, 70.1",
+     [("problem-solving", "tpr", ">", "problem-solving", "tnr"), ("SFT", "tpr", "~", "SFT", "tnr"), ("SFT", "tnr", ">", "problem-solving", "tnr")]),
     ("F5", "verification accuracy: SFT < outcome < process", "Qwen2-7B: 58.3, 63.9, 67.9",
      [("outcome", "verification_accuracy", ">", "SFT", "verification_accuracy"), ("process", "verification_accuracy", ">", "SFT", "verification_accuracy"),
       ("process", "verification_accuracy", ">", "outcome", "verification_accuracy")]),
@@ -36,35 +38,32 @@ FINDINGS = (
     ("F7", "right answers turned wrong: fewer with RL, fewest with outcome", "Qwen2-7B: SFT 8.4, process 5.4, outcome 3.9",
      [("process", "correct_to_incorrect", "<", "SFT", "correct_to_incorrect"), ("outcome", "correct_to_incorrect", "<", "SFT", "correct_to_incorrect"),
       ("outcome", "correct_to_incorrect", "<", "process", "correct_to_incorrect")]),
-    ("F8", "wrong answers turned right: more with process RL", "Qwen2-7B: 20.0 to 22.2; Qwen2.5-Math 6.5 to 12.2",
-     [("process", "incorrect_to_correct", ">", "SFT", "incorrect_to_correct"), ("outcome", "incorrect_to_correct", ">", "SFT", "incorrect_to_correct")]),
+    ("F8", "wrong answers turned right: more with process RL", "Qwen2-7B: 20.0 to 22.2 (outcome: 19.6); Qwen2.5-Math 6.5 to 12.2",
+     [("process", "incorrect_to_correct", ">", "SFT", "incorrect_to_correct")]),
     ("F9", "outcome is at least as good as process where the base is strong", "Qwen2.5-Math: 84.4, 83.4; Qwen2-7B: 64.8, 65.4",
-     [("outcome", "final_accuracy", ">", "process", "final_accuracy")]),
+     [("outcome", "final_accuracy", ">=", "process", "final_accuracy")]),
     ("F10", "harder questions get more attempts; RL spends fewer on easy ones", "a figure",
-     [("SFT", "trials_level_5", ">", "SFT", "trials_level_1"), ("outcome", "trials_level_5", ">", "outcome", "trials_level_1"), ("outcome", "trials_level_1", "<", "SFT", "trials_level_1")]),
+     [*(("outcome", f"trials_level_{high}", ">=", "outcome", f"trials_level_{low}") for low, high in ((1, 3), (3, 5))), ("outcome", "trials_level_1", "<", "SFT", "trials_level_1")]),
     ("F11", "offline RL is close to online; its filter of 10 to 70% helps", "close",
-     [("offline", "final_accuracy", ">", "SFT", "final_accuracy"), ("outcome", "final_accuracy", ">", "offline", "final_accuracy"), ("offline", "final_accuracy", ">", "offline-all", "final_accuracy")]),
-    ("F12", "self-correction transfers to unseen families", "7 benchmarks, Qwen2-7B: base 35.3, SFT 42.4, outcome 44.1",
-     [(arm, f"final_{family}", ">", arm, f"first_{family}") for family in HELD_OUT for arm in ("SFT", "outcome")]),
+     [("offline", "final_accuracy", "~", "outcome", "final_accuracy"), ("offline", "final_accuracy", ">", "offline-all", "final_accuracy")]),
+    ("F12", "what was learned transfers to unseen families", "7 benchmarks, Qwen2-7B: base 35.3, SFT 42.4, outcome 44.1",
+     [("outcome", f"final_{family}", ">", "base", f"final_{family}") for family in HELD_OUT]),
 )
 CONTROLS = (
-    ("verdict", "checks say more than \"correct\" each time", "", [(arm, "verification_accuracy", ">", arm, "always_correct") for arm in ("SFT", "outcome")]),
+    ("verdict", "checks tell more than \"correct\" each time", "", [(arm, "verification_accuracy", ">", arm, "always_correct") for arm in ("SFT", "outcome")]),
     ("vote", "better than a majority vote of the base with as many tokens", "", [("outcome", "final_accuracy", ">", "majority", "final_accuracy")]),
-    ("first", "the last answer is better than the first", "", [("outcome", "final_accuracy", ">", "outcome", "first_accuracy")]),
-    ("no SFT", "RL needs the SFT stage", "", [("outcome", "final_accuracy", ">", "no-sft", "final_accuracy")]),
-    ("solutions", "SFT on the base's own right solutions does not do it", "", [("SFT", "final_accuracy", ">", "correct-only", "final_accuracy")]),
-    ("shuffled", "with rewards dealt out at random nothing rises", "", [("shuffled", column, "<", "SFT", column) for column in ("final_accuracy", "verification_accuracy")]),
-    ("lr 0", "with learning rate 0 nothing moves", "", [("lr0", "final_accuracy", "=", "SFT", "final_accuracy")]),
+    ("first", "it is the last answer that gets better, not the first", "",
+     [("outcome", "final_accuracy", ">", "outcome", "first_accuracy"), ("outcome", "first_accuracy", "<=", "SFT", "first_accuracy")]),
+    ("no SFT", "RL needs the SFT stage", "", [("no-sft", "final_accuracy", "<", "outcome", "final_accuracy")]),
+    ("solutions", "SFT on the base's own right solutions does not do it", "", [("correct-only", "final_accuracy", "<", "SFT", "final_accuracy")]),
+    ("shuffled", "with rewards dealt out at random nothing rises", "", [("shuffled", column, "<=", "SFT", column) for column in ("final_accuracy", "verification_accuracy")]),
+    ("lr 0", "with learning rate 0 nothing moves", "", [("lr0", column, "=", "SFT", column) for column in ("first_accuracy", "final_accuracy")]),
 )
 
 
 def by_seed(rows: dict, arm: str, column: str) -> dict[int, float]:
-    """{seed: value}; of a column a-b, the difference. Seeds without a value are left out."""
-    found, (plus, _, minus) = {}, column.partition("-")
-    for (name, seed), row in rows.items():
-        if name == arm and row[plus] not in ("", None) and (not minus or row[minus] not in ("", None)):
-            found[seed] = float(row[plus]) - (float(row[minus]) if minus else 0.0)
-    return found
+    """{seed: value}; seeds without a value are left out."""
+    return {seed: float(row[column]) for (name, seed), row in rows.items() if name == arm and row[column]}
 
 
 def mean(values) -> float:
@@ -79,28 +78,52 @@ def span(column: str, values) -> str:
     return cell(column, mean(values)) + (f" ({low} to {high})" if low != high else "")
 
 
-def judge(rows: dict, comparison: tuple) -> tuple[str, int, int, bool]:
-    """(what was found, seeds on which it holds, seeds, does it hold in the mean?) of one comparison."""
+def holds(relation: str, differences: list[float]) -> bool | None:
+    """Do the differences of the seeds, left - right, bear the relation out? None: unclear."""
+    if relation == "=":
+        return not any(differences)
+    d = mean(differences)
+    if relation == "~":
+        return abs(d) <= CLOSE
+    if len(differences) < 2:
+        return None
+    noise = 2 * standard_error(differences)
+    up, down = d > noise, d < -noise
+    if relation in (">=", "<="):
+        return not (down if relation == ">=" else up)
+    return (up if relation == ">" else down) or (False if (down if relation == ">" else up) else None)
+
+
+def standard_error(values: list[float]) -> float:
+    m = mean(values)
+    return (sum((value - m) ** 2 for value in values) / (len(values) - 1) / len(values)) ** 0.5
+
+
+def judge(rows: dict, comparison: tuple) -> tuple[str, bool | None]:
+    """(what was found, does it hold?) of one comparison: means, the mean difference and its standard error, in percent or attempts."""
     arm, column, relation, other = comparison[:4]
     left = by_seed(rows, arm, column)
     right = by_seed(rows, other, comparison[4]) if isinstance(other, str) else dict.fromkeys(left, other)
     seeds = sorted(left.keys() & right.keys())
     if not seeds:
-        return f"{arm}: not run", 0, 0, False
-    means = [mean([side[seed] for seed in seeds]) for side in (left, right)]
-    hits = sum(RELATIONS[relation](left[seed], right[seed]) for seed in seeds)
-    name = column.replace("_", " ")
-    against = f"{'' if other == arm else other + ' '}{'' if comparison[4] == column else comparison[4].replace('_', ' ') + ' '}" if isinstance(other, str) else ""
-    return f"{arm} {name} {cell(column, means[0])} {relation} {against}{cell(column, means[1])} ({hits} of {len(seeds)})", hits, len(seeds), RELATIONS[relation](*means)
+        return f"{other if left else arm}: not run", None
+    differences = [left[seed] - right[seed] for seed in seeds]
+    name = lambda arm, column: f"{arm} {column.replace('_', ' ')}"
+    means = [cell(column, mean([side[seed] for seed in seeds])) for side in (left, right)]
+    target = "" if not isinstance(other, str) else other + " " if comparison[4] == column else name("" if other == arm else other, comparison[4]).strip() + " "
+    scale = 1 if column.startswith("trials") else 100
+    error = f" ± {scale * standard_error(differences):.2f}" if len(seeds) > 1 else ""
+    return f"{name(arm, column)} {means[0]} {relation} {target}{means[1]} ({scale * mean(differences):+.2f}{error}, {len(seeds)} seed{'s' * (len(seeds) > 1)})", holds(relation, differences)
 
 
 def findings_table(rows: dict, claims) -> list[str]:
     lines = []
     for name, claim, paper, comparisons in claims:
         judged = [judge(rows, comparison) for comparison in comparisons]
-        run = all(seeds for _, _, seeds, _ in judged)
-        holds = "not run" if not run else "yes" if all(hits == seeds for _, hits, seeds, _ in judged) else "in the mean" if all(held for *_, held in judged) else "no"
-        lines.append(f"| {name} | {claim} | {paper} | " + "; ".join(text for text, *_ in judged) + f" | {holds} |")
+        verdicts = [verdict for _, verdict in judged]
+        said = "no" if False in verdicts else "unclear" if None in verdicts else "yes"
+        texts = [text + ("" if len(judged) == 1 else {True: ": yes", False: ": **no**", None: ": unclear"}[verdict]) for text, verdict in judged]
+        lines.append(f"| {name} | {claim} | {paper} | " + "; ".join(texts) + f" | {said} |")
     return lines
 
 
@@ -124,7 +147,7 @@ def tables(rows: dict) -> str:
     lines += ["", *head(*[f"at most {k}" for k in ALLOWED])]
     lines += [f"| {arm} | " + " | ".join(span("share", values(arm, f"final_within_{k}")) for k in ALLOWED) + " |" for arm in stages]
     for claims in (FINDINGS, CONTROLS):
-        lines += ["", *head("claim", "the paper", "here: mean of the seeds (on how many of them)", "holds"), *findings_table(rows, claims)]
+        lines += ["", *head("claim", "the paper", "here: means (difference ± its standard error)", "holds"), *findings_table(rows, claims)]
     return "\n".join(lines)
 
 

@@ -6,10 +6,10 @@
 
 Arms: `main` is the three scripts with their defaults, rows base, SFT and outcome; the others start from main's data or SFT model of the same seed.
     process, both       RL with other rewards
-    gae                 both, with a value head; per-action: one ratio for each action; kl, kl-loss: with the KL to the SFT model; clip-higher, filter
+    gae                 both, with a value head; per-action: one ratio for each action; kl, kl-k2, kl-k3: with the KL to the SFT model; clip-higher, filter
     offline             sampled once, questions of which 10 to 70% are right; offline-all: all of them
-    paper-outcome, paper-process     every default of stage 2 that differs from the paper set back, the learning rate aside
-    own-judge           no gold answers: the base's own verification of an answer is the reward
+    paper-outcome, paper-process     as in the paper, as far as flags reach: not its learning rate and steps, and -1 for actions out of turn stays
+    own-judge           no gold answers in stage 2: the base's own verification of an answer is the reward
     problem-solving, both-styles     SFT on trajectories whose verifications are in this style, in either
     gold                SFT on the puzzles' own solutions; correct-only: on the base's right ones; as many as there are trajectories
   controls:
@@ -17,11 +17,12 @@ Arms: `main` is the three scripts with their defaults, rows base, SFT and outcom
     no-sft              RL from the base
     shuffled            RL whose rewards are dealt out at random: nothing may rise
     lr0                 5 steps of RL with learning rate 0: nothing may move
-What is there already (an arguments.json in its folder, a row of the vote) is not run again. A row is written as soon as it is known; those of other arms
-and seeds stay.
+What is there already (an arguments.json in its folder) is not run again. A row is written as soon as it is known; those of other arms and seeds stay.
+`seconds` are those of the stage that made the row (base: stage 0), on whatever else the machine did.
 """
 import argparse
 import csv
+import importlib
 import random
 import subprocess
 import sys
@@ -36,7 +37,7 @@ from nanoverify.problems import HELD_OUT, LEVELS, make_puzzles, puzzles_with_num
 from nanoverify.stage import POLICY
 from nanoverify.tokenizer import Tokenizer
 
-PAPER = ["--plain-outcome", "--punish-cut", "--may-give-up", "--may-repeat", "--decay", 1, "--min-count", 10, "--average", 0, "--beta", 0.05,
+PAPER = ["--dual-clip", "inf", "--plain-outcome", "--punish-cut", "--may-give-up", "--may-repeat", "--decay", 1, "--min-count", 10, "--average", 0, "--beta", 0.05,
          "--temperature", 0.7, "--samples", 4, "--minibatches", 4, "--filter", 4, "--count", 3000]
 SLOWER = ["--lr", 1e-4]  # process rewards also pay guesses, which is mostly noise; at 3e-4 it wins (README: What did not work)
 VARIANTS = {  # of RL, from main's SFT model
@@ -45,11 +46,11 @@ VARIANTS = {  # of RL, from main's SFT model
     "offline": ["--offline", 2000, "--beta", 0.1], "offline-all": ["--offline", 2000, "--beta", 0.1, "--offline-accuracy", 0, 1],
     "no-sft": ["--model", POLICY], "shuffled": ["--shuffle-rewards"], "lr0": ["--lr", 0, "--steps", 5],
     "paper-outcome": PAPER, "paper-process": ["--reward", "process", *SLOWER, *PAPER], "own-judge": ["--reward-from", POLICY],
-    "kl": ["--beta", 0.05], "kl-loss": ["--beta", 0.05, "--kl-in", "loss"], "per-action": ["--ratio", "action"], "clip-higher": ["--clip-high", 0.28],
+    "kl": ["--beta", 0.05], "kl-k2": ["--beta", 0.05, "--kl", "k2"], "kl-k3": ["--beta", 0.05, "--kl", "k3"], "per-action": ["--ratio", "action"], "clip-higher": ["--clip-high", 0.28],
     "filter": ["--filter", 4, "--count", 3000]}
 STYLES = {"problem-solving": ["problem-solving"], "both-styles": ["problem-solving", "confirmative"]}
 SEEDS = {"main": 5, "process": 5, "both": 5, "problem-solving": 3, "both-styles": 3, "gold": 3, "correct-only": 3, "gae": 3, "offline": 3, "offline-all": 3,
-         "majority": 3, "no-sft": 3, "shuffled": 3, "lr0": 3, "own-judge": 3, "paper-outcome": 1, "paper-process": 1, "kl": 1, "kl-loss": 1,
+         "majority": 3, "no-sft": 3, "shuffled": 3, "lr0": 3, "own-judge": 3, "paper-outcome": 1, "paper-process": 1, "kl": 1, "kl-k2": 1, "kl-k3": 1,
          "per-action": 1, "clip-higher": 1, "filter": 1}  # every arm, in the order of the table: seeds 0 to this
 LONG, ALLOWED = 900, (1, 2, 4, 8, 16)  # tokens of the long responses, for which the policy's context has room; attempts after which they are cut
 SHORT = {"first": "first_accuracy", "final": "final_accuracy", "VA": "verification_accuracy"}  # of the unseen families: name in the table, in the evaluation
@@ -59,8 +60,13 @@ HEADER = ("arm", "seed", *COLUMNS, "always_correct", *FAILURES, "trained_tokens"
 
 
 def stage(script: str, out: Path, *flags):
-    """Run one script, or go on with it, unless its output is complete; its wall-clock seconds (of the last part) are kept beside it."""
+    """Run one script, or go on with it, unless its output is complete; its wall-clock seconds (of the last part) are kept beside it.
+    InputError: the output is of other flags."""
     if (out / "arguments.json").exists():
+        saved, wanted = read_json(out / "arguments.json"), vars(importlib.import_module(script).flags(["--out", str(out), *map(str, flags)]))
+        other = [key for key in saved.keys() & wanted.keys() - {"out", "resume", "overwrite", "device"} if saved[key] != wanted[key]]
+        if other:
+            raise InputError(f"{out}: was made with {other[0]} {saved[other[0]]}, not {wanted[other[0]]}; remove it")
         return
     began, begun = time.time(), out.with_name(out.name + ".part").exists()
     subprocess.run([sys.executable, f"{script}.py", "--out", str(out), *map(str, flags), *["--resume"] * begun], check=True)
@@ -105,7 +111,7 @@ def majority(main: Path, seed: int) -> dict:
     chosen = []
     for row in rows:
         answers = [t.solves[-1].answer for t in row]
-        chosen.append(row[answers.index(max(answers, key=answers.count))])
+        chosen.append(row[answers.index(max(answers, key=lambda answer: (answer != "") * answers.count(answer)))])
 
     def accuracies(level=None):
         pairs = [(row[0], winner) for row, winner in zip(rows, chosen) if level in (None, winner.problem.level)]
@@ -119,8 +125,8 @@ def always_correct(folder: Path) -> float | None:
 
 
 def failures(folder: Path) -> dict[str, float]:
-    """Shares of all responses that fail, that is, are cut or end with a wrong answer. missed: a wrong answer was called correct; rejected: a right one
-    was called incorrect; otherwise: the verdicts were right, and the search went in circles or ended early."""
+    """Shares of all responses that fail, that is, are cut (whatever they said last) or end with a wrong answer. missed: a wrong answer was called
+    correct; rejected: else, a right one was called incorrect; otherwise: no verdict was wrong, the search went in circles or ended early."""
     counts, rows = dict.fromkeys(FAILURES, 0), [row for _, row in read_jsonl(folder / "responses.jsonl")]
     for row in rows:
         verdicts = {(action["right"], action["verdict"]) for action in row["actions"] if action["kind"] == "verify"}
@@ -130,13 +136,18 @@ def failures(folder: Path) -> dict[str, float]:
 
 
 def trained_tokens(folder: Path) -> int:
-    """Tokens learned from in stage 1; tokens sampled in stage 2."""
+    """Of all steps together: tokens that the loss mask selects (stage 1), response tokens of the rollouts (stage 2)."""
     return sum(line.get("learned_tokens", line.get("tokens", 0)) for _, line in read_jsonl(folder / "metrics.jsonl"))
 
 
+def seconds(folder: Path) -> float | None:
+    return read_json(folder / "seconds.json")["seconds"] if (folder / "seconds.json").exists() else None
+
+
 def beyond(model: str, at: Path) -> dict:
-    """Families that no stage trains on; and test puzzles with room for more attempts: the last of at most 1, 2, 4, ... Kept in the file `at`."""
-    if at.exists():
+    """Families that no stage trains on; and test puzzles with room for more attempts: the last of at most 1, 2, 4, ... Kept in the file `at`, which is
+    made anew where it is older than the model."""
+    if at.exists() and at.stat().st_mtime >= (Path(model) / "model.safetensors").stat().st_mtime:
         return read_json(at)
     policy, tokenizer = load_model(model, "cpu"), Tokenizer.load(model)
     greedy = lambda problems, longest: [row[0] for row in respond(policy, tokenizer, problems, 1, longest, 0.0)]
@@ -159,7 +170,7 @@ def row_of(values: dict, **more) -> dict:
 
 
 def row_of_folder(out: Path, values: dict) -> dict:
-    return row_of(values, always_correct=always_correct(out), **failures(out), trained_tokens=trained_tokens(out), seconds=read_json(out / "seconds.json")["seconds"])
+    return row_of(values, always_correct=always_correct(out), **failures(out), trained_tokens=trained_tokens(out), seconds=seconds(out))
 
 
 def run_arm(arm: str, root: Path, seed: int) -> dict[str, dict]:
@@ -171,7 +182,7 @@ def run_arm(arm: str, root: Path, seed: int) -> dict[str, dict]:
         stage("train_sft", sft, "--seed", seed, *trained)
         stage("train_rl", main, "--seed", seed, "--model", sft)
         columns = read_json(main / "evaluation.json")["columns"]
-        return {"base": {**row_of(columns["base"], seconds=read_json(data / "seconds.json")["seconds"]), **beyond(POLICY, root / "base-beyond.json")},
+        return {"base": {**row_of(columns["base"], seconds=seconds(data)), **beyond(POLICY, root / "base-beyond.json")},
                 "SFT": {**row_of_folder(sft, columns["SFT"]), **beyond(str(sft), sft / "beyond.json")},
                 "outcome": {**row_of_folder(main, columns["RL"]), **beyond(str(main), main / "beyond.json")}}
     if arm == "majority":
@@ -222,14 +233,11 @@ def main(argv=None):
     parser.add_argument("--results", default="results/study.csv", metavar="FILE", help="one row per arm and seed (default: %(default)s)")
     args = parser.parse_args(argv)
     path = Path(args.results)
-    rows = read_table(path)
+    read_table(path)  # a table of another version is refused before any work
     for arm in args.arms:
         for seed in args.seeds or range(SEEDS[arm]):
-            if arm == "majority" and (arm, seed) in rows:
-                continue
-            for name, row in run_arm(arm, Path(args.out) / f"seed{seed}", seed).items():
-                rows[name, seed] = {"arm": name, "seed": seed, **row}
-            write_table(path, rows)
+            found = run_arm(arm, Path(args.out) / f"seed{seed}", seed)
+            write_table(path, read_table(path) | {(name, seed): {"arm": name, "seed": seed, **row} for name, row in found.items()})  # another study may write, too
             print(f"{arm}, seed {seed} -> {path}")
 
 

@@ -40,6 +40,43 @@ def test_majority(monkeypatch, tmp_path):
     assert found["tokens_per_response"] == 40 and [found["by_level"][level]["final_accuracy"] for level in "123"] == [1, 1, 0]
 
 
+def test_arms_run_what_they_say(monkeypatch, tmp_path):
+    """Bug: an arm starts from another seed's model or data, or the row is that of another stage."""
+    ran, column = [], {"by_level": {}, "final_accuracy": 0.25}
+    monkeypatch.setattr(study, "stage", lambda script, out, *flags: ran.append((script, out.name, [getattr(flag, "name", flag) for flag in flags])))
+    monkeypatch.setattr(study, "beyond", lambda model, at: {"final_within_1": at.name})
+    monkeypatch.setattr(study, "row_of_folder", lambda out, values: {"out": out.name, **values})
+    monkeypatch.setattr(study, "read_json", lambda path: {"columns": {"base": column, "SFT": {**column, "final_accuracy": 0.5}, "RL": {**column, "final_accuracy": 0.75}}})
+    root = tmp_path / "seed3"
+    rows = study.run_arm("main", root, 3)
+    assert ran == [("build_data", "data", ["--seed", 3]), ("train_sft", "sft", ["--seed", 3, "--data", "trajectories.jsonl"]), ("train_rl", "rl", ["--seed", 3, "--model", "sft"])]
+    assert [(name, row.get("out"), row["final_accuracy"]) for name, row in rows.items()] == [("base", None, 0.25), ("SFT", "sft", 0.5), ("outcome", "rl", 0.75)]
+    ran.clear()
+    rows = study.run_arm("process", root, 3)
+    assert ran == [("train_rl", "process", ["--seed", 3, "--model", "sft", *study.VARIANTS["process"]])] and rows["process"]["final_accuracy"] == 0.75
+    assert "final_within_1" in rows["process"] and "final_within_1" not in study.run_arm("lr0", root, 3)["lr0"]
+    ran.clear()
+    study.run_arm("both-styles", root, 3)
+    assert ran == [("build_data", "both-styles-data", ["--seed", 3, "--styles", "problem-solving", "confirmative"]),
+                   ("train_sft", "both-styles", ["--seed", 3, "--data", "trajectories.jsonl"])]
+
+
+def test_stage(monkeypatch, tmp_path):
+    """Bug: a finished stage is run again, one made with other flags is taken, or an interrupted one starts anew."""
+    ran = []
+    monkeypatch.setattr(study.subprocess, "run", lambda command, check: (ran.append(command[1:]), (tmp_path / "out").mkdir(exist_ok=True)))
+    study.stage("train_rl", tmp_path / "out", "--lr", 0)
+    assert ran == [["train_rl.py", "--out", str(tmp_path / "out"), "--lr", "0"]] and study.seconds(tmp_path / "out") is not None
+    (tmp_path / "out.part").mkdir()
+    study.stage("train_rl", tmp_path / "out", "--lr", 0)
+    assert ran[1][-1] == "--resume"
+    write_json(tmp_path / "out" / "arguments.json", vars(train_rl.flags(["--lr", "0", "--seed", "1"])))
+    study.stage("train_rl", tmp_path / "out", "--lr", 0, "--seed", 1)
+    assert len(ran) == 2
+    with pytest.raises(InputError, match="made with lr 0.0, not 0.1"):
+        study.stage("train_rl", tmp_path / "out", "--lr", 0.1, "--seed", 1)
+
+
 def test_correct_only_takes_right_answers_one_a_question_first(tmp_path):
     """Bug: wrong or cut answers get in, an easy question fills the data set, or it is larger than the trajectories'."""
     row = lambda name, right, finished=True: {"id": name, "finished": finished, "actions": [{"right": right}]}
@@ -98,11 +135,12 @@ def test_beyond(monkeypatch, tmp_path):
     monkeypatch.setattr(study, "respond", respond)
     monkeypatch.setattr(study, "load_model", lambda *rest: None)
     monkeypatch.setattr(study.Tokenizer, "load", lambda *rest: None)
-    found = study.beyond("m", tmp_path / "b.json")
+    (tmp_path / "model.safetensors").write_text("")
+    found = study.beyond(str(tmp_path), tmp_path / "b.json")
     assert [found[f"final_within_{k}"] for k in study.ALLOWED] == pytest.approx([1 / 3, 2 / 3, 1, 1, 1])
     assert found["first_tickets"] == pytest.approx(1 / 3) and found["final_tickets"] == 1 and set(found) <= set(study.HEADER)
     monkeypatch.setattr(study, "respond", None)
-    assert study.beyond("m", tmp_path / "b.json") == found
+    assert study.beyond(str(tmp_path), tmp_path / "b.json") == found
 
 
 def test_table(monkeypatch, tmp_path):
@@ -121,7 +159,7 @@ def test_table(monkeypatch, tmp_path):
     study.main(["--arms", "majority", "main", "--seeds", "1", *flags])
     with pytest.raises(InputError, match="stopped"):
         study.main(["--arms", "lr0", "--seeds", "2", "9", *flags])
-    assert asked == [("majority", "seed3"), ("majority", "seed1"), ("main", "seed3"), ("main", "seed1"), ("main", "seed1"), ("lr0", "seed2"), ("lr0", "seed9")]
+    assert asked == [("majority", "seed3"), ("majority", "seed1"), ("main", "seed3"), ("main", "seed1"), ("majority", "seed1"), ("main", "seed1"), ("lr0", "seed2"), ("lr0", "seed9")]
     rows = list(csv.DictReader(open(tmp_path / "r" / "s.csv")))
     assert [(row["arm"], row["seed"], row["final_accuracy_level_1"], row["tpr"]) for row in rows] == [
         (arm, seed, str(0.25 * int(seed)), "") for arm, seed in (("base", "1"), ("base", "3"), ("outcome", "1"), ("outcome", "3"), ("majority", "1"), ("majority", "3"), ("lr0", "2"))]
