@@ -65,6 +65,7 @@ def flags(argv):
     group.add_argument("--gamma", type=float, default=1.0, help="discount per token, gae only (default: %(default)s)")
     group.add_argument("--lam", type=float, default=0.95, help="lambda, gae only (default: %(default)s)")
     group.add_argument("--plain-outcome", action="store_true", help="outcome advantages as in the paper, not centred in each reward context")
+    group.add_argument("--pay-first", action="store_true", help="process rewards for the first solve, too, as in the paper; where it is a guess, as in the built-in puzzles, they are mostly noise")
     group.add_argument("--punish-cut", action="store_true", help="process reward -1 for an action cut by the token limit, instead of none; gae always does")
     group.add_argument("--may-give-up", action="store_true", help="process reward +1 as in the paper, not -1, for a right 'incorrect' that ends the response")
     group.add_argument("--may-repeat", action="store_true", help="learn behind a repeated rejected answer, too, as in the paper, whatever the reward")
@@ -111,7 +112,7 @@ def offline_pool(model, tokenizer, problems, args) -> list[list[tuple[Trajectory
     for t in pool:
         actions = ppo.action_rewards(t, args.punish_cut, args.may_give_up, args.may_repeat)
         paid = actions if args.reward == "process" else [*actions, 0.0][: len(t.actions)]  # the next action has an outcome, too
-        values.append([(args.reward != "process") * ppo.outcome_reward(t) + (args.reward != "outcome") * reward for reward in paid])
+        values.append([(args.reward != "process") * ppo.outcome_reward(t) + (args.reward != "outcome") * (i > 0 or args.pay_first) * reward for i, reward in enumerate(paid)])
     advantages = iter(ppo.binned_advantages(values, [accuracy for accuracy, row in kept for _ in row]))
     print(f"{len(kept)} of {len(rows)} questions and {len(pool)} of {len(rows) * args.samples} responses are kept")
     return [[(t, next(advantages)) for t in row] for _, row in kept]
@@ -181,8 +182,8 @@ def advantages_of(trajectories, kl, values, mask, totals, args, rng, offline=Non
         actions = [[pool.pop() for _ in row] for row in actions]
     width = mask.shape[1]
     if args.advantage == "gae":
-        per_action = [[process * (args.reward != "outcome") + (outcome if last and args.reward != "process" else 0.0)
-                       for process, last in zip([*row, *[0.0] * (len(t.actions) - len(row))], [False] * (len(t.actions) - 1) + [True])]
+        per_action = [[process * (args.reward != "outcome") * (i > 0 or args.pay_first) + outcome * (args.reward != "process") * (i == len(t.actions) - 1)
+                       for i, process in enumerate([*row, *[0.0] * (len(t.actions) - len(row))])]
                       for t, row, outcome in zip(trajectories, actions, outcomes)]  # behind a repeated answer: the outcome alone
         rewards = ppo.at_action_ends(per_action, trajectories, width) - args.beta * kl
         advantages, returns = ppo.gae(rewards, values, mask, args.gamma, args.lam)
@@ -198,14 +199,15 @@ def advantages_of(trajectories, kl, values, mask, totals, args, rng, offline=Non
             per_action = ppo.centre_by_context(per_response.flatten().tolist(), actions, [len(t.actions) for t in trajectories])
             advantages = advantages + ppo.spread(per_action, trajectories, width)
     if args.reward in ("process", "both"):
-        advantages = advantages + ppo.spread(ppo.context_advantages(actions, totals, args.min_count, args.decay), trajectories, width)
+        per_action = ppo.context_advantages(actions, totals, args.min_count, args.decay)
+        advantages = advantages + ppo.spread([[row[0] * args.pay_first, *row[1:]] if row else row for row in per_action], trajectories, width)
     return advantages * mask, None, (outcomes, actions)
 
 
 def rollout_rows(trajectories, rewards, kl, advantages, args, tokenizer):
     """A rollout as readable rows: as_row (`right` is the rule's word, whoever the rewards are from), `outcome`, and for each action
     process    its process reward; None for an action cut by the token limit
-    reward     outcome and process, as far as --reward counts them (for GAE, the outcome on the last action only)
+    reward     outcome and process, as far as --reward and --pay-first count them (for GAE, the outcome on the last action only)
     advantage  mean over its tokens of what the update uses = reward - baseline - kl
     kl         mean over its tokens of beta * (logp - ref_logp), as far as it is in the reward
     baseline   what was subtracted; None for GAE, whose advantages are discounted sums, whitened"""
@@ -214,7 +216,7 @@ def rollout_rows(trajectories, rewards, kl, advantages, args, tokenizer):
         row = {**as_row(t, tokenizer), "outcome": outcome}
         for i, action in enumerate(row["actions"]):
             own, span, gae = process[i] if i < len(process) else None, slice(action["start"], action["stop"]), args.advantage == "gae"
-            reward = (args.reward != "process" and (not gae or i == len(t.actions) - 1)) * outcome + (args.reward != "outcome") * (own or 0.0)
+            reward = (args.reward != "process" and (not gae or i == len(t.actions) - 1)) * outcome + (args.reward != "outcome") * (i > 0 or args.pay_first) * (own or 0.0)
             penalty, advantage = args.beta * mean(kl_row[span]), mean(advantage_row[span])
             numbers = {"reward": reward, "kl": penalty, "advantage": advantage, "baseline": None if gae else reward - penalty - advantage}
             action.update(process=own, **{key: value if value is None else round(value, 5) for key, value in numbers.items()})

@@ -5,7 +5,7 @@
     python -m nanoverify.findings results/study.csv        # the README's tables
 
 Arms: `main` is the three scripts with their defaults, rows base, SFT and outcome; the others start from main's data or SFT model of the same seed.
-    process, both       RL with other rewards
+    process, both       RL with other rewards; pay-first, pay-first-slow: process rewards for the first solve, too, as in the paper; with a third of the learning rate
     gae                 both, with a value head; per-action: one ratio for each action; kl, kl-k2, kl-k3: with the KL to the SFT model; clip-higher, filter
     offline             sampled once, questions of which 10 to 70% are right; offline-all: all of them
     paper-outcome, paper-process     as in the paper, as far as flags reach: not its learning rate and steps, and -1 for actions out of turn stays
@@ -39,17 +39,16 @@ from nanoverify.tokenizer import Tokenizer
 
 PAPER = ["--dual-clip", "inf", "--plain-outcome", "--punish-cut", "--may-give-up", "--may-repeat", "--decay", 1, "--min-count", 10, "--average", 0, "--beta", 0.05,
          "--temperature", 0.7, "--samples", 4, "--minibatches", 4, "--filter", 4, "--count", 3000]
-SLOWER = ["--lr", 1e-4]  # process rewards also pay guesses, which is mostly noise; at 3e-4 it wins (README: What did not work)
 VARIANTS = {  # of RL, from main's SFT model
-    "process": ["--reward", "process", *SLOWER], "both": ["--reward", "both", *SLOWER],
-    "gae": ["--reward", "both", "--advantage", "gae", *SLOWER],
+    "process": ["--reward", "process"], "both": ["--reward", "both"], "pay-first": ["--reward", "process", "--pay-first"],
+    "pay-first-slow": ["--reward", "process", "--pay-first", "--lr", 1e-4], "gae": ["--reward", "both", "--advantage", "gae"],
     "offline": ["--offline", 2000, "--beta", 0.1], "offline-all": ["--offline", 2000, "--beta", 0.1, "--offline-accuracy", 0, 1],
     "no-sft": ["--model", POLICY], "shuffled": ["--shuffle-rewards"], "lr0": ["--lr", 0, "--steps", 5],
-    "paper-outcome": PAPER, "paper-process": ["--reward", "process", *SLOWER, *PAPER], "own-judge": ["--reward-from", POLICY],
+    "paper-outcome": PAPER, "paper-process": ["--reward", "process", "--pay-first", *PAPER], "own-judge": ["--reward-from", POLICY],
     "kl": ["--beta", 0.05], "kl-k2": ["--beta", 0.05, "--kl", "k2"], "kl-k3": ["--beta", 0.05, "--kl", "k3"], "per-action": ["--ratio", "action"], "clip-higher": ["--clip-high", 0.28],
     "filter": ["--filter", 4, "--count", 3000]}
 STYLES = {"problem-solving": ["problem-solving"], "both-styles": ["problem-solving", "confirmative"]}
-SEEDS = {"main": 5, "process": 5, "both": 5, "problem-solving": 3, "both-styles": 3, "gold": 3, "correct-only": 3, "gae": 3, "offline": 3, "offline-all": 3,
+SEEDS = {"main": 5, "process": 5, "both": 5, "problem-solving": 3, "both-styles": 3, "gold": 3, "correct-only": 3, "pay-first": 3, "pay-first-slow": 2, "gae": 3, "offline": 3, "offline-all": 3,
          "majority": 3, "no-sft": 3, "shuffled": 3, "lr0": 3, "own-judge": 3, "paper-outcome": 1, "paper-process": 1, "kl": 1, "kl-k2": 1, "kl-k3": 1,
          "per-action": 1, "clip-higher": 1, "filter": 1}  # every arm, in the order of the table: seeds 0 to this
 LONG, ALLOWED = 900, (1, 2, 4, 8, 16)  # tokens of the long responses, for which the policy's context has room; attempts after which they are cut

@@ -241,7 +241,7 @@ def test_offline_pool(monkeypatch):
     rows = [[made("++")] * 4, [made("--", finished=False)] * 4, [made("++"), made("-+"), made("-+", finished=False), broken]]
     monkeypatch.setattr(train_rl, "respond", lambda *rest: rows)
     args = SimpleNamespace(samples=4, max_new_tokens=9, temperature=1.0, seed=0, batch_size=9, reward="outcome", punish_cut=True, may_give_up=True, may_repeat=False,
-                           offline_accuracy=[0.1, 0.7])
+                           offline_accuracy=[0.1, 0.7], pay_first=True)
     pool = train_rl.offline_pool(None, None, [PROBLEM] * 3, args)
     assert [[t for t, _ in row] for row in pool] == [rows[2][:3]] and [values for _, values in pool[0]] == [[pytest.approx(4 / 3)] * 2, [pytest.approx(-2 / 3)] * 2, [pytest.approx(-2 / 3)] * 2]
     args.offline_accuracy = [0.0, 1.0]
@@ -249,7 +249,9 @@ def test_offline_pool(monkeypatch):
     args.offline_accuracy = [0.1, 0.7]
     args.reward = "both"
     assert train_rl.offline_pool(None, None, [PROBLEM] * 3, args)[0][0][1] == [pytest.approx(2 - (2 - 2 - 2) / 3), pytest.approx(2 - (2 + 0 - 2) / 3)]
-    args.reward, args.may_give_up = "process", False
+    args.pay_first = False
+    assert train_rl.offline_pool(None, None, [PROBLEM] * 3, args)[0][0][1] == [pytest.approx(1 - (1 - 1 - 1) / 3), pytest.approx(2 - (2 + 0 - 2) / 3)]
+    args.pay_first, args.reward, args.may_give_up = True, "process", False
     monkeypatch.setattr(train_rl, "respond", lambda *rest: [[made("++"), made("-+"), made("++"), made("-+")]])
     [row] = train_rl.offline_pool(None, None, [PROBLEM], args)
     assert [values for _, values in row] == [[1, 1], [-1, -1]] * 2  # to give up is punished, as online
@@ -333,7 +335,7 @@ def settings(**changes):
     """Fields of train_rl's arguments that its steps use."""
     return SimpleNamespace(**{**dict(device="cpu", micro_tokens=8192, temperature=0.8, clip_low=0.2, clip_high=0.2, dual_clip=3.0, minibatches=1, epochs=1,
                                      reward="both", advantage="group", min_count=1, decay=1.0, beta=0.0, gamma=1.0, lam=0.95, shuffle_rewards=False, punish_cut=True, may_give_up=True, may_repeat=True, plain_outcome=True,
-                                     samples=2, ratio="token", offline=None, offline_accuracy=[0.1, 0.7], kl="reward", reward_from=None), **changes})
+                                     samples=2, ratio="token", offline=None, offline_accuracy=[0.1, 0.7], kl="reward", reward_from=None, pay_first=True), **changes})
 
 
 @pytest.fixture
@@ -536,6 +538,18 @@ def test_advantages_of_outcome_and_process():
     torch.testing.assert_close(found["both"], (outcome + process - 0.05) * mask)
 
 
+def test_the_first_solve_is_not_paid():
+    """Bug: without --pay-first, process rewards still reach the first solve, no longer reach the next ones, or the outcome goes with them."""
+    trajectories, width = [made("++"), made("--"), made("-+++"), made("+--+")], 8
+    mask = torch.tensor([[float(t < len(x.ids)) for t in range(width)] for x in trajectories])
+    for reward in ("process", "both", "outcome"):
+        with_first, without = (train_rl.advantages_of(trajectories, torch.zeros(4, width), None, mask, {}, settings(reward=reward, pay_first=paid), random.Random(0))[0]
+                               for paid in (True, False))
+        torch.testing.assert_close(without[:, 2:], with_first[:, 2:])
+        process = torch.tensor([1.0, -1.0, -1.0, 1.0])[:, None] * (reward != "outcome")
+        torch.testing.assert_close(without[:, :2], with_first[:, :2] - process * torch.ones(1, 2))
+
+
 def test_flags_reach_the_arithmetic(monkeypatch):
     """Bug: --decay or --dual-clip is parsed and then forgotten."""
     found = train_rl.advantages_of(FOUR[:1], torch.zeros(1, 4), None, torch.ones(1, 4), {(): [4.0, 8]}, settings(reward="process", decay=0.5), random.Random(0))[0]
@@ -674,6 +688,9 @@ def test_rewards_for_gae(reward, last, monkeypatch):
     train_rl.advantages_of([made("+-")], torch.ones(1, 4), torch.zeros(1, 4), torch.ones(1, 4), {},
                            settings(reward=reward, advantage="gae", beta=0.25), random.Random(0))
     torch.testing.assert_close(seen[0], torch.tensor([[0, last[0], 0, last[1]]]) - 0.25)
+    train_rl.advantages_of([made("+-")], torch.ones(1, 4), torch.zeros(1, 4), torch.ones(1, 4), {},
+                           settings(reward=reward, advantage="gae", beta=0.25, pay_first=False), random.Random(0))
+    torch.testing.assert_close(seen[1], torch.tensor([[0, 0, 0, last[1]]]) - 0.25)
 
 
 @pytest.mark.parametrize("seed", range(3))
