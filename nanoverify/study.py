@@ -63,7 +63,8 @@ def stage(script: str, out: Path, *flags):
     InputError: the output is of other flags."""
     if (out / "arguments.json").exists():
         saved, wanted = read_json(out / "arguments.json"), vars(importlib.import_module(script).flags(["--out", str(out), *map(str, flags)]))
-        other = [key for key in saved.keys() & wanted.keys() - {"out", "resume", "overwrite", "device"} if saved[key] != wanted[key]]
+        plain = lambda value: Path(value).name if isinstance(value, str) else value  # the study's folder may have been moved
+        other = sorted(key for key in saved.keys() & wanted.keys() - {"out", "resume", "overwrite", "device"} if plain(saved[key]) != plain(wanted[key]))
         if other:
             raise InputError(f"{out}: was made with {other[0]} {saved[other[0]]}, not {wanted[other[0]]}; remove it")
         return
