@@ -246,7 +246,7 @@ def run_sft(policy, out, *flags):
 
 
 def run_rl(policy, out, *flags):  # without baselines, for a policy that knows nothing always gets the same rewards
-    train_rl.main(["--model", policy, *SMALL, "--prompts", "2", "--samples", "2", "--count", "6", "--reward", "both", "--min-count", "99", "--out", out, *flags])
+    train_rl.main(["--model", policy, *SMALL, "--prompts", "2", "--samples", "2", "--count", "6", "--reward", "both", "--pay-first", "--min-count", "99", "--out", out, *flags])
 
 
 @pytest.fixture
