@@ -10,6 +10,7 @@ Arms: `main` is the three scripts with their defaults, rows base, SFT and outcom
     offline             sampled once, questions of which 10 to 70% are right; offline-all: all of them
     paper-outcome, paper-process     as in the paper, as far as flags reach: not its learning rate and steps, and -1 for actions out of turn stays
     own-judge           no gold answers in stage 2: the base's own verification of an answer is the reward
+    weak                stage 1 stopped after 150 steps, when most checks are still to be learned; weak-outcome, weak-process: RL from there
     problem-solving, both-styles     SFT on trajectories whose verifications are in this style, in either
     gold                SFT on the puzzles' own solutions; correct-only: on the base's right ones; as many as there are trajectories
   controls:
@@ -39,17 +40,18 @@ from nanoverify.tokenizer import Tokenizer
 
 PAPER = ["--dual-clip", "inf", "--plain-outcome", "--punish-cut", "--may-give-up", "--may-repeat", "--decay", 1, "--min-count", 10, "--average", 0, "--beta", 0.05,
          "--temperature", 0.7, "--samples", 4, "--minibatches", 4, "--filter", 4, "--count", 3000]
-VARIANTS = {  # of RL, from main's SFT model
+VARIANTS = {  # of RL, from main's SFT model; weak-...: from that of arm weak
     "process": ["--reward", "process"], "both": ["--reward", "both"], "pay-first": ["--reward", "process", "--pay-first"],
     "pay-first-slow": ["--reward", "process", "--pay-first", "--lr", 1e-4], "gae": ["--reward", "both", "--advantage", "gae"],
     "offline": ["--offline", 2000, "--beta", 0.1], "offline-all": ["--offline", 2000, "--beta", 0.1, "--offline-accuracy", 0, 1],
     "no-sft": ["--model", POLICY], "shuffled": ["--shuffle-rewards"], "lr0": ["--lr", 0, "--steps", 5],
     "paper-outcome": PAPER, "paper-process": ["--reward", "process", "--pay-first", *PAPER], "own-judge": ["--reward-from", POLICY],
     "kl": ["--beta", 0.05], "kl-k2": ["--beta", 0.05, "--kl", "k2"], "kl-k3": ["--beta", 0.05, "--kl", "k3"], "per-action": ["--ratio", "action"], "clip-higher": ["--clip-high", 0.28],
-    "filter": ["--filter", 4, "--count", 3000]}
+    "filter": ["--filter", 4, "--count", 3000],
+    "weak-outcome": [], "weak-process": ["--reward", "process"]}
 STYLES = {"problem-solving": ["problem-solving"], "both-styles": ["problem-solving", "confirmative"]}
-SEEDS = {"main": 5, "process": 5, "both": 5, "problem-solving": 3, "both-styles": 3, "gold": 3, "correct-only": 3, "pay-first": 3, "pay-first-slow": 2, "gae": 3, "offline": 3, "offline-all": 3,
-         "majority": 3, "no-sft": 3, "shuffled": 3, "lr0": 3, "own-judge": 3, "paper-outcome": 1, "paper-process": 1, "kl": 1, "kl-k2": 1, "kl-k3": 1,
+SEEDS = {"main": 5, "process": 5, "both": 5, "weak": 3, "weak-outcome": 3, "weak-process": 3, "problem-solving": 3, "both-styles": 3, "gold": 3, "correct-only": 3, "pay-first": 1, "pay-first-slow": 2, "gae": 3, "offline": 3, "offline-all": 1,
+         "majority": 3, "no-sft": 3, "shuffled": 3, "lr0": 3, "own-judge": 1, "paper-outcome": 1, "paper-process": 1, "kl": 1, "kl-k2": 1, "kl-k3": 1,
          "per-action": 1, "clip-higher": 1, "filter": 1}  # every arm, in the order of the table: seeds 0 to this
 LONG, ALLOWED = 900, (1, 2, 4, 8, 16)  # tokens of the long responses, for which the policy's context has room; attempts after which they are cut
 SHORT = {"first": "first_accuracy", "final": "final_accuracy", "VA": "verification_accuracy"}  # of the unseen families: name in the table, in the evaluation
@@ -188,7 +190,9 @@ def run_arm(arm: str, root: Path, seed: int) -> dict[str, dict]:
     if arm == "majority":
         return {arm: row_of(majority(main, seed))}
     if arm in VARIANTS:
-        stage("train_rl", out, "--seed", seed, "--model", sft, *VARIANTS[arm])
+        stage("train_rl", out, "--seed", seed, "--model", root / "weak" if arm.startswith("weak-") else sft, *VARIANTS[arm])
+    elif arm == "weak":
+        stage("train_sft", out, "--seed", seed, *trained, "--steps", 150)
     else:
         folder = root / f"{arm}-data"
         if arm in STYLES:

@@ -21,7 +21,7 @@ def test_every_variant_parses():
         train_rl.flags(["--seed", "1", "--model", "sft", *map(str, flags)])
     for styles in study.STYLES.values():
         build_data.flags(["--styles", *styles])
-    assert set(study.SEEDS) == {"main", "majority", "gold", "correct-only", *study.VARIANTS, *study.STYLES}
+    assert set(study.SEEDS) == {"main", "majority", "weak", "gold", "correct-only", *study.VARIANTS, *study.STYLES}
 
 
 def test_majority(monkeypatch, tmp_path):
@@ -55,6 +55,11 @@ def test_arms_run_what_they_say(monkeypatch, tmp_path):
     rows = study.run_arm("process", root, 3)
     assert ran == [("train_rl", "process", ["--seed", 3, "--model", "sft", *study.VARIANTS["process"]])] and rows["process"]["final_accuracy"] == 0.75
     assert "final_within_1" in rows["process"] and "final_within_1" not in study.run_arm("lr0", root, 3)["lr0"]
+    ran.clear()
+    study.run_arm("weak", root, 3)
+    study.run_arm("weak-process", root, 3)
+    assert ran == [("train_sft", "weak", ["--seed", 3, "--data", "trajectories.jsonl", "--steps", 150]),
+                   ("train_rl", "weak-process", ["--seed", 3, "--model", "weak", "--reward", "process"])]
     ran.clear()
     study.run_arm("both-styles", root, 3)
     assert ran == [("build_data", "both-styles-data", ["--seed", 3, "--styles", "problem-solving", "confirmative"]),
