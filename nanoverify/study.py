@@ -41,18 +41,19 @@ from nanoverify.tokenizer import Tokenizer
 PAPER = ["--dual-clip", "inf", "--plain-outcome", "--punish-cut", "--may-give-up", "--may-repeat", "--decay", 1, "--min-count", 10, "--average", 0, "--beta", 0.05,
          "--temperature", 0.7, "--samples", 4, "--minibatches", 4, "--filter", 4, "--count", 3000]
 VARIANTS = {  # of RL, from main's SFT model; weak-...: from that of arm weak
-    "process": ["--reward", "process"], "both": ["--reward", "both"], "pay-first": ["--reward", "process", "--pay-first"],
-    "pay-first-slow": ["--reward", "process", "--pay-first", "--lr", 1e-4], "gae": ["--reward", "both", "--advantage", "gae"],
+    "process": ["--reward", "process"], "both": ["--reward", "both"], "weak-process": ["--reward", "process"], "weak-outcome": [],
+    "pay-first": ["--reward", "process", "--pay-first"], "pay-first-slow": ["--reward", "process", "--pay-first", "--lr", 1e-4],
+    "gae": ["--reward", "both", "--advantage", "gae"],
     "offline": ["--offline", 2000, "--beta", 0.1], "offline-all": ["--offline", 2000, "--beta", 0.1, "--offline-accuracy", 0, 1],
-    "no-sft": ["--model", POLICY], "shuffled": ["--shuffle-rewards"], "lr0": ["--lr", 0, "--steps", 5],
-    "paper-outcome": PAPER, "paper-process": ["--reward", "process", "--pay-first", *PAPER], "own-judge": ["--reward-from", POLICY],
-    "kl": ["--beta", 0.05], "kl-k2": ["--beta", 0.05, "--kl", "k2"], "kl-k3": ["--beta", 0.05, "--kl", "k3"], "per-action": ["--ratio", "action"], "clip-higher": ["--clip-high", 0.28],
-    "filter": ["--filter", 4, "--count", 3000],
-    "weak-outcome": [], "weak-process": ["--reward", "process"]}
+    "no-sft": ["--model", POLICY], "shuffled": ["--shuffle-rewards"], "lr0": ["--lr", 0, "--steps", 5], "own-judge": ["--reward-from", POLICY],
+    "paper-outcome": PAPER, "paper-process": ["--reward", "process", "--pay-first", *PAPER],
+    "kl": ["--beta", 0.05], "kl-k2": ["--beta", 0.05, "--kl", "k2"], "kl-k3": ["--beta", 0.05, "--kl", "k3"],
+    "per-action": ["--ratio", "action"], "clip-higher": ["--clip-high", 0.28], "filter": ["--filter", 4, "--count", 3000]}
 STYLES = {"problem-solving": ["problem-solving"], "both-styles": ["problem-solving", "confirmative"]}
-SEEDS = {"main": 5, "process": 5, "both": 5, "weak": 3, "weak-outcome": 3, "weak-process": 3, "problem-solving": 3, "both-styles": 3, "gold": 3, "correct-only": 3, "pay-first": 1, "pay-first-slow": 2, "gae": 3, "offline": 3, "offline-all": 1,
-         "majority": 3, "no-sft": 3, "shuffled": 3, "lr0": 3, "own-judge": 1, "paper-outcome": 1, "paper-process": 1, "kl": 1, "kl-k2": 1, "kl-k3": 1,
-         "per-action": 1, "clip-higher": 1, "filter": 1}  # every arm, in the order of the table: seeds 0 to this
+SEEDS = {  # every arm, in the order of the table: how many seeds it is run with
+    **dict.fromkeys(("main", "process", "both"), 5),
+    **dict.fromkeys(("weak", "weak-process", "weak-outcome", "problem-solving", "both-styles", "gold", "correct-only", "gae", "offline", "majority", "no-sft", "shuffled", "lr0"), 3),
+    **dict.fromkeys(("pay-first", "pay-first-slow", "offline-all", "own-judge", "paper-outcome", "paper-process", "kl", "kl-k2", "kl-k3", "per-action", "clip-higher", "filter"), 1)}
 LONG, ALLOWED = 900, (1, 2, 4, 8, 16)  # tokens of the long responses, for which the policy's context has room; attempts after which they are cut
 SHORT = {"first": "first_accuracy", "final": "final_accuracy", "VA": "verification_accuracy"}  # of the unseen families: name in the table, in the evaluation
 FAILURES = ("failed_missed", "failed_rejected", "failed_otherwise")
@@ -232,7 +233,7 @@ def write_table(path: Path, rows: dict[tuple[str, int], dict]):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="+", choices=tuple(SEEDS), default=list(SEEDS), metavar="ARM", help="default: all")
-    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="default: 0 to 4 for main, process and both; 0 to 2, or 0 alone, for the others")
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="default: 0 to 4 for main, process and both; 0 to 2, or 0, for the others")
     parser.add_argument("--out", default="out/study", metavar="DIR", help="default: %(default)s")
     parser.add_argument("--results", default="results/study.csv", metavar="FILE", help="one row per arm and seed (default: %(default)s)")
     args = parser.parse_args(argv)
