@@ -27,13 +27,15 @@ FINDINGS = (
      [("SFT", "final_accuracy", ">=", "base", "final_accuracy"), ("gold", "final_accuracy", "<", "SFT", "final_accuracy")]),
     ("F3", "either RL is better than SFT", "Qwen2-7B: SFT 61.2, process 65.4, outcome 64.8",
      [("process", "final_accuracy", ">", "SFT", "final_accuracy"), ("outcome", "final_accuracy", ">", "SFT", "final_accuracy")]),
+    ("F3, weak", "the same from an SFT model that was stopped early, when most checks were still to be learned", "",
+     [("weak-process", "final_accuracy", ">", "weak", "final_accuracy"), ("weak-outcome", "final_accuracy", ">", "weak", "final_accuracy")]),
     ("F4", "problem-solving checks lean to \"correct\"; confirmative ones, the default, are balanced and catch more errors",
      "TPR, TNR, Qwen2-7B: problem-solving 90.2, 67.4; confirmative 76.2, 70.1",
      [("problem-solving", "tpr", ">", "problem-solving", "tnr"), ("SFT", "tpr", "~", "SFT", "tnr"), ("SFT", "tnr", ">", "problem-solving", "tnr")]),
     ("F5", "verification accuracy: SFT < outcome < process", "Qwen2-7B: 58.3, 63.9, 67.9",
      [("outcome", "verification_accuracy", ">", "SFT", "verification_accuracy"), ("process", "verification_accuracy", ">", "SFT", "verification_accuracy"),
       ("process", "verification_accuracy", ">", "outcome", "verification_accuracy")]),
-    ("F5, weak", "the same from an SFT model that was stopped early, when most checks were still to be learned", "",
+    ("F5, weak", "the same from that model", "",
      [("weak-outcome", "verification_accuracy", ">", "weak", "verification_accuracy"), ("weak-process", "verification_accuracy", ">", "weak", "verification_accuracy"),
       ("weak-process", "verification_accuracy", ">", "weak-outcome", "verification_accuracy")]),
     ("F6", "outcome RL raises error recall and correct precision", "Qwen2-7B: 81.9 to 87.3, 65.6 to 69.8",
@@ -85,11 +87,11 @@ def holds(relation: str, differences: list[float]) -> bool | None:
     """Do the differences of the seeds, left - right, bear the relation out? None: unclear."""
     if relation == "=":
         return not any(differences)
+    if len(differences) < 2:
+        return None
     d = mean(differences)
     if relation == "~":
         return abs(d) <= CLOSE
-    if len(differences) < 2:
-        return None
     noise = 2 * standard_error(differences)
     up, down = d > noise, d < -noise
     if relation in (">=", "<="):
