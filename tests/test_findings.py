@@ -46,7 +46,7 @@ def test_verdicts(comparisons, said):
 
 def test_claims_name_arms_and_columns_that_exist():
     """Bug: a claim about a column nobody writes stops the tables after hours; one about an arm nobody runs stays unclear for ever."""
-    comparisons = [one for _, _, _, found in (*findings.FINDINGS, *findings.CONTROLS) for one in found]
+    comparisons = [one for _, _, _, found in (*findings.FINDINGS, *findings.EARLY_FINDINGS, *findings.CONTROLS) for one in found]
     assert {column for one in comparisons for column in (one[1], *one[4:5])} <= set(HEADER)
     assert {arm for one in comparisons for arm in (one[0], one[3]) if isinstance(arm, str)} <= {"base", "SFT", "outcome", *SEEDS}
     assert {one[2] for one in comparisons} <= {">", "<", ">=", "<=", "~", "="}
