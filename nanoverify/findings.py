@@ -82,6 +82,10 @@ def span(column: str, values) -> str:
     return cell(column, mean(values)) + (f" ({low} to {high})" if low != high else "")
 
 
+def many(seeds: int) -> str:
+    return f"{seeds} seed{'s' * (seeds > 1)}"
+
+
 def holds(relation: str, differences: list[float]) -> bool | None:
     """Do the differences of the seeds, left - right, bear the relation out? None: unclear."""
     if relation == "=":
@@ -117,7 +121,7 @@ def judge(rows: dict, comparison: tuple) -> tuple[str, bool | None]:
     target = "" if not isinstance(other, str) else other + " " if comparison[4] == column else name("" if other == arm else other, comparison[4]).strip() + " "
     scale = 1 if column.startswith("trials") else 100
     error = f" ± {scale * standard_error(differences):.2f}" if len(seeds) > 1 else ""
-    return f"{name(arm, column)} {means[0]} {relation} {target}{means[1]} ({scale * mean(differences):+.2f}{error}, {len(seeds)} seed{'s' * (len(seeds) > 1)})", holds(relation, differences)
+    return f"{name(arm, column)} {means[0]} {relation} {target}{means[1]} ({scale * mean(differences):+.2f}{error}, {many(len(seeds))})", holds(relation, differences)
 
 
 def findings_table(rows: dict, claims) -> list[str]:
@@ -133,13 +137,13 @@ def findings_table(rows: dict, claims) -> list[str]:
 
 def tables(rows: dict) -> str:
     """All of it, as Markdown."""
-    arms = [arm for arm in (*STAGES, *SEEDS) if any(name == arm for name, _ in rows)]
+    arms = [arm for arm in dict.fromkeys((*STAGES, *SEEDS)) if any(name == arm for name, _ in rows)]
     stages, others = [arm for arm in arms if arm in STAGES], [arm for arm in arms if arm not in STAGES]
     values = lambda arm, column: list(by_seed(rows, arm, column).values())
     head = lambda *names: ["| | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
     count = lambda arm: sum(name == arm for name, _ in rows)
 
-    lines = head(*[f"{arm}, {count(arm)} seeds" for arm in stages])
+    lines = head(*[f"{arm}, {many(count(arm))}" for arm in stages])
     for column in (*COLUMNS, "always_correct", *FAILURES, *(f"{column}_level_{level}" for column in LEVELLED for level in LEVELS), "trained_tokens", "seconds"):
         lines.append(f"| `{column}` | " + " | ".join(span(column, values(arm, column)) for arm in stages) + " |")
     lines += ["", *head("seeds", *[f"`{column}`" for column in SHOWN])]

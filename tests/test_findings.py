@@ -52,6 +52,14 @@ def test_claims_name_arms_and_columns_that_exist():
     assert {one[2] for one in comparisons} <= {">", "<", ">=", "<=", "~", "="}
 
 
+def test_every_arm_stands_in_one_table(tmp_path):
+    """Bug: an arm is there twice, or in none."""
+    rows = {(arm, 0): {"arm": arm, "seed": 0, **dict.fromkeys(HEADER[2:], "0.5")} for arm in ("base", "SFT", "outcome", *SEEDS) if arm != "main"}
+    text = findings.tables(rows)
+    assert "| | base, 1 seed | SFT, 1 seed | process, 1 seed | both, 1 seed | outcome, 1 seed |" in text.splitlines()
+    assert all(text.count(f"\n| `{arm}` | 1 |") == (arm not in findings.STAGES) for arm, _ in rows)
+
+
 def test_table_survives_the_file(tmp_path):
     """Bug: what is written is not what is read."""
     write_table(tmp_path / "s.csv", {key: {"arm": key[0], "seed": key[1], **row} for key, row in ROWS.items()})
