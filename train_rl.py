@@ -94,7 +94,9 @@ def flags(argv):
         raise InputError("--offline-accuracy: needs --offline, and LOW at most HIGH")
     if args.reward_from and (args.offline or args.filter):
         raise InputError("--reward-from: without gold answers there is no --offline and no --filter")
-    if args.kl != "reward" and (not args.beta or args.offline):
+    if args.pay_first and args.reward == "outcome":
+        raise InputError("--pay-first: there are process rewards with --reward process or both alone")
+    if args.kl != "reward" and (args.beta <= 0 or args.offline):
         raise InputError(f"--kl {args.kl}: needs a --beta above 0, and responses of the policy itself, not --offline")
     return args
 

@@ -3,8 +3,9 @@
     python -m nanoverify.findings results/study.csv
 
 Stages, other arms, unseen families, more attempts; then the paper's findings, those about RL once more from a weak SFT model, and the controls, each as comparisons of two arms on the seeds they share.
-A comparison holds where the mean difference is at least two of its standard errors away from what would refute it, and is refuted where it lies as far on
-the other side; else it is unclear, as it is with one seed. A claim holds where all its comparisons do, and does not where one is refuted.
+A comparison holds where the whole 95% interval of the mean difference (Student's t over the seeds) bears it out, and is refuted where the whole interval
+speaks against it; else it is unclear, as it is with one seed. A claim holds where all its comparisons do, and does not where one is refuted. The interval
+knows the noise of training, not that of the 1,000 (unseen families: 100) questions, which are the same for all.
 """
 import argparse
 from pathlib import Path
@@ -17,10 +18,11 @@ from nanoverify.study import ALLOWED, FAILURES, SEEDS, read_table
 STAGES = ("base", "SFT", "process", "both", "outcome")
 LEVELLED = ("first_accuracy", "final_accuracy", "trials")  # rows of the stages' table that are given by level, too
 SHOWN = ("first_accuracy", "final_accuracy", "verification_accuracy", "tpr", "tnr", "trials", "repeats", "well_formed", "tokens_per_response")  # of the other arms
-CLOSE = 0.02  # what "~" allows
+CLOSE = 0.02  # what "~", ">=" and "<=" allow
+T = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # 97.5% quantile of Student's t for so many seeds
 
 # (name, claim, the paper's figures, comparisons: (arm, column, relation, arm, column) or (arm, column, relation, number))
-# relations: > and < as they are; >= and <=: not below, above by more than noise; ~: at most CLOSE apart; =: the same on each seed
+# relations: > and < as they are; >= and <=: not below, not above by more than CLOSE; ~: at most CLOSE apart; =: the same on each seed
 FINDINGS = (
     ("F1", "SFT installs the format", "well-formed at least 95%", [("SFT", "well_formed", ">=", 0.95), ("SFT", "follows_verdict", ">=", 0.95)]),
     ("F2", "SFT is at least as good as the base; SFT on gold solutions is worse", "MATH500, Qwen2-7B: base 51.2, SFT 61.2, gold 41.2; Llama 48.0, 49.6, 31.0",
@@ -43,7 +45,7 @@ FINDINGS = (
     ("F9", "outcome is at least as good as process where the base is strong", "Qwen2.5-Math: 84.4, 83.4; Qwen2-7B: 64.8, 65.4",
      [("outcome", "final_accuracy", ">=", "process", "final_accuracy")]),
     ("F10", "harder questions get more attempts; RL spends fewer on easy ones", "a figure",
-     [*(("outcome", f"trials_level_{high}", ">=", "outcome", f"trials_level_{low}") for low, high in ((1, 3), (3, 5))), ("outcome", "trials_level_1", "<", "SFT", "trials_level_1")]),
+     [*(("outcome", f"trials_level_{high}", ">", "outcome", f"trials_level_{low}") for low, high in ((1, 3), (3, 5))), ("outcome", "trials_level_1", "<", "SFT", "trials_level_1")]),
     ("F11", "offline RL is close to online; its filter of 10 to 70% helps", "close",
      [("offline", "final_accuracy", "~", "outcome", "final_accuracy"), ("offline", "final_accuracy", ">", "offline-all", "final_accuracy")]),
     ("F12", "what was learned transfers to unseen families", "7 benchmarks, Qwen2-7B: base 35.3, SFT 42.4, outcome 44.1",
@@ -52,7 +54,7 @@ FINDINGS = (
 # the same claims about RL from an SFT model that was stopped early, when most checks were still to be learned
 EARLY = {"SFT": "weak", "process": "weak-process", "outcome": "weak-outcome"}
 EARLY_FINDINGS = [(name, claim, paper, [tuple(EARLY.get(part, part) for part in comparison) for comparison in comparisons])
-                  for name, claim, paper, comparisons in FINDINGS if name in ("F3", "F5", "F6", "F7", "F8", "F9")]
+                  for name, claim, paper, comparisons in FINDINGS if name in ("F3", "F5", "F6", "F7", "F8")]
 CONTROLS = (
     ("verdict", "checks tell more than \"correct\" each time", "", [(arm, "verification_accuracy", ">", arm, "always_correct") for arm in ("SFT", "outcome")]),
     ("vote", "better than a majority vote of the base with as many tokens", "", [("outcome", "final_accuracy", ">", "majority", "final_accuracy")]),
@@ -92,14 +94,14 @@ def holds(relation: str, differences: list[float]) -> bool | None:
         return not any(differences)
     if len(differences) < 2:
         return None
-    d = mean(differences)
+    d, noise = mean(differences), T.get(len(differences), 2.26) * standard_error(differences)
+    low, high = d - noise, d + noise
     if relation == "~":
-        return abs(d) <= CLOSE
-    noise = 2 * standard_error(differences)
-    up, down = d > noise, d < -noise
-    if relation in (">=", "<="):
-        return not (down if relation == ">=" else up)
-    return (up if relation == ">" else down) or (False if (down if relation == ">" else up) else None)
+        return True if -CLOSE <= low and high <= CLOSE else False if low > CLOSE or high < -CLOSE else None
+    if relation[0] == "<":
+        low, high = -high, -low
+    bound = -CLOSE if relation[1:] == "=" else 0.0
+    return True if low > bound else False if high < bound else None
 
 
 def standard_error(values: list[float]) -> float:
@@ -108,7 +110,7 @@ def standard_error(values: list[float]) -> float:
 
 
 def judge(rows: dict, comparison: tuple) -> tuple[str, bool | None]:
-    """(what was found, does it hold?) of one comparison: means, the mean difference and its standard error, in percent or attempts."""
+    """(what was found, does it hold?) of one comparison: means, the mean difference and its standard error, in points or attempts."""
     arm, column, relation, other = comparison[:4]
     left = by_seed(rows, arm, column)
     right = by_seed(rows, other, comparison[4]) if isinstance(other, str) else dict.fromkeys(left, other)

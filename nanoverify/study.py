@@ -52,8 +52,9 @@ VARIANTS = {  # of RL, from main's SFT model; weak-...: from that of arm weak
 STYLES = {"problem-solving": ["problem-solving"], "both-styles": ["problem-solving", "confirmative"]}
 SEEDS = {  # every arm, in the order of the table: how many seeds it is run with
     **dict.fromkeys(("main", "process", "both"), 5),
-    **dict.fromkeys(("weak", "weak-process", "weak-outcome", "problem-solving", "both-styles", "gold", "correct-only", "gae", "offline", "majority", "no-sft", "shuffled", "lr0"), 3),
-    **dict.fromkeys(("pay-first", "pay-first-slow", "offline-all", "own-judge", "paper-outcome", "paper-process", "kl", "kl-k2", "kl-k3", "per-action", "clip-higher", "filter"), 1)}
+    **dict.fromkeys(("weak", "weak-process", "weak-outcome", "problem-solving", "both-styles", "gold", "correct-only", "gae", "offline", "offline-all"), 3),
+    **dict.fromkeys(("majority", "no-sft", "shuffled", "lr0"), 3), "pay-first-slow": 2,
+    **dict.fromkeys(("pay-first", "own-judge", "paper-outcome", "paper-process", "kl", "kl-k2", "kl-k3", "per-action", "clip-higher", "filter"), 1)}
 LONG, ALLOWED = 900, (1, 2, 4, 8, 16)  # tokens of the long responses, for which the policy's context has room; attempts after which they are cut
 SHORT = {"first": "first_accuracy", "final": "final_accuracy", "VA": "verification_accuracy"}  # of the unseen families: name in the table, in the evaluation
 FAILURES = ("failed_missed", "failed_rejected", "failed_otherwise")
@@ -66,10 +67,10 @@ def stage(script: str, out: Path, *flags):
     InputError: the output is of other flags."""
     if (out / "arguments.json").exists():
         saved, wanted = read_json(out / "arguments.json"), vars(importlib.import_module(script).flags(["--out", str(out), *map(str, flags)]))
-        plain = lambda value: Path(value).name if isinstance(value, str) else value  # the study's folder may have been moved
-        other = sorted(key for key in saved.keys() & wanted.keys() - {"out", "resume", "overwrite", "device"} if plain(saved[key]) != plain(wanted[key]))
+        plain = lambda value: Path(value).parts[-2:] if isinstance(value, str) else value  # the study's folder may have been moved
+        other = sorted(key for key in wanted.keys() - {"out", "resume", "overwrite", "allow_changes", "device"} if plain(saved.get(key)) != plain(wanted[key]))
         if other:
-            raise InputError(f"{out}: was made with {other[0]} {saved[other[0]]}, not {wanted[other[0]]}; remove it")
+            raise InputError(f"{out}: was made with {other[0]} {saved.get(other[0])}, not {wanted[other[0]]}; remove it, and what was made from it")
         return
     began, begun = time.time(), out.with_name(out.name + ".part").exists()
     subprocess.run([sys.executable, f"{script}.py", "--out", str(out), *map(str, flags), *["--resume"] * begun], check=True)
@@ -242,7 +243,7 @@ def main(argv=None):
     for arm in args.arms:
         for seed in args.seeds or range(SEEDS[arm]):
             found = run_arm(arm, Path(args.out) / f"seed{seed}", seed)
-            write_table(path, read_table(path) | {(name, seed): {"arm": name, "seed": seed, **row} for name, row in found.items()})  # another study may write, too
+            write_table(path, read_table(path) | {(name, seed): {"arm": name, "seed": seed, **row} for name, row in found.items()})
             print(f"{arm}, seed {seed} -> {path}")
 
 

@@ -12,7 +12,7 @@ ROWS = {("SFT", 0): {"final_accuracy": "0.90", "tpr": "0.9", "tnr": "0.5"}, ("SF
 
 @pytest.mark.parametrize("comparison, expected", [
     (("outcome", "final_accuracy", ">", "SFT", "final_accuracy"), ("outcome final accuracy 95.0% > SFT 92.0% (+3.00 ± 5.00, 2 seeds)", None)),
-    (("SFT", "final_accuracy", ">", 0.8), ("SFT final accuracy 92.0% > 80.0% (+12.00 ± 2.00, 2 seeds)", True)),
+    (("SFT", "final_accuracy", ">", 0.8), ("SFT final accuracy 92.0% > 80.0% (+12.00 ± 2.00, 2 seeds)", None)),
     (("SFT", "tpr", ">", "SFT", "tnr"), ("SFT tpr 90.0% > tnr 50.0% (+40.00, 1 seed)", None)),
     (("SFT", "final_accuracy", "=", "SFT", "final_accuracy"), ("SFT final accuracy 92.0% = SFT 92.0% (+0.00 ± 0.00, 2 seeds)", True)),
     (("gae", "final_accuracy", ">", "SFT", "final_accuracy"), ("gae: not run", None)), (("SFT", "final_accuracy", ">", "gae", "final_accuracy"), ("gae: not run", None))])
@@ -22,9 +22,11 @@ def test_comparisons_use_the_seeds_both_arms_have(comparison, expected):
 
 
 @pytest.mark.parametrize("relation, differences, expected", [
-    (">", [0.02, 0.03], True), (">", [0.02, -0.01], None), (">", [-0.02, -0.03], False), (">", [0.5], None), ("<", [-0.02, -0.03], True), ("<", [0.02, 0.03], False),
-    (">=", [0.02, -0.03], True), (">=", [-0.02, -0.03], False), ("<=", [0.02, -0.03], True), ("<=", [0.02, 0.03], False), ("~", [0.5, -0.49], True), ("~", [0.03, 0.02], False), ("~", [0.0], None),
-    ("=", [0.0, 0.0], True), ("=", [0.01, -0.01], False), (">", [0.01, 0.01], True)])
+    (">", [0.02, 0.021], True), (">", [0.02, 0.03], None), (">", [-0.02, -0.021], False), (">", [0.5], None), (">", [0.01, 0.01], True),
+    (">", [0.01, 0.02, 0.03], None), (">", [0.01, 0.02, 0.02], True), ("<", [-0.02, -0.021], True), ("<", [0.02, 0.021], False), ("<", [-0.02, 0.01], None),
+    (">=", [-0.010, -0.011], True), (">=", [-0.03, -0.031], False), (">=", [0.3, -0.32], None), ("<=", [0.010, 0.011], True), ("<=", [0.03, 0.031], False), ("<=", [0.05, -0.01], None),
+    ("~", [0.010, -0.010], None), ("~", [0.010, 0.0101], True), ("~", [0.03, 0.031], False), ("~", [-0.03, -0.031], False), ("~", [0.0], None),
+    ("=", [0.0, 0.0], True), ("=", [0.01, -0.01], False)])
 def test_what_holds(relation, differences, expected):
     """Bug: noise counts as a finding, a refuted claim as unclear, or a side is mixed up."""
     assert findings.holds(relation, differences) is expected
@@ -37,7 +39,7 @@ def test_standard_error_by_hand():
 
 @pytest.mark.parametrize("comparisons, said", [
     ([("SFT", "final_accuracy", ">", 0.5)], "yes"), ([("SFT", "final_accuracy", ">", 0.91)], "unclear"), ([("SFT", "final_accuracy", "<", 0.5)], "no"),
-    ([("SFT", "final_accuracy", ">", 0.5), ("SFT", "final_accuracy", ">", 0.99), ("gae", "tpr", ">", 0.5)], "no"), ([("gae", "tpr", ">", 0.5)], "unclear")])
+    ([("SFT", "final_accuracy", ">", 0.5), ("SFT", "final_accuracy", "<", 0.5), ("gae", "tpr", ">", 0.5)], "no"), ([("gae", "tpr", ">", 0.5)], "unclear")])
 def test_verdicts(comparisons, said):
     """Bug: one comparison that holds hides another that does not."""
     [line] = findings.findings_table(ROWS, [("F", "claim", "paper", comparisons)])

@@ -654,7 +654,7 @@ def test_rewards_from_a_judge(monkeypatch, tmp_path):
     assert [row["outcome"] for row in rows] == [1, -1] * 2
 
 
-@pytest.mark.parametrize("flags", [["--reward-from", "x", "--filter", "2"], ["--reward-from", "x", "--offline", "2"], ["--kl", "k2"], ["--kl", "k3", "--beta", "0.1", "--offline", "2"],
+@pytest.mark.parametrize("flags", [["--pay-first"], ["--kl", "k2", "--beta", "-1"], ["--reward-from", "x", "--filter", "2"], ["--reward-from", "x", "--offline", "2"], ["--kl", "k2"], ["--kl", "k3", "--beta", "0.1", "--offline", "2"],
                                    ["--offline-accuracy", "0", "1"], ["--offline", "2", "--offline-accuracy", "0.7", "0.1"]])
 def test_flags_that_would_do_nothing_are_refused(flags):
     """Bug: a flag is accepted and has no effect."""

@@ -244,6 +244,7 @@ def test_rollout_rows_of_other_rewards(monkeypatch):
     of = lambda **changes: [action["reward"] for action in rollout([made("-+++"), made("--")], 0.0, **changes)[0]["actions"]]
     assert of(reward="outcome") == [1, 1, 1, 1] and of(reward="process") == [-1, 1, 1, 1]
     assert of(reward="both", advantage="gae") == [-1, 1, 1, 2] and of(reward="outcome", advantage="gae") == [0, 0, 0, 1]
+    assert of(reward="both", pay_first=False) == [1, 2, 2, 2] and of(reward="both", advantage="gae", pay_first=False) == [0, 1, 1, 2]
     assert all(action["baseline"] is None for each in rollout([made("-+++"), made("--")], 0.0, advantage="gae") for action in each["actions"])
     dealt = []
     monkeypatch.setattr(ppo, "context_advantages", lambda actions, *rest: dealt.extend(actions) or actions)

@@ -1,6 +1,7 @@
 """The study's own arithmetic; the scripts it runs have tests of their own."""
 import csv
 import json
+import os
 import re
 
 import pytest
@@ -78,8 +79,12 @@ def test_stage(monkeypatch, tmp_path):
     write_json(tmp_path / "out" / "arguments.json", vars(train_rl.flags(["--lr", "0", "--seed", "1"])))
     study.stage("train_rl", tmp_path / "out", "--lr", 0, "--seed", 1)
     assert len(ran) == 2
-    with pytest.raises(InputError, match="made with lr 0.0, not 0.1"):
-        study.stage("train_rl", tmp_path / "out", "--lr", 0.1, "--seed", 1)
+    (tmp_path / "old").mkdir()
+    write_json(tmp_path / "old" / "arguments.json", {})  # of a version that did not know some flags
+    for wrong, flags, out in (("lr 0.0, not 0.1", ["--lr", 0.1], "out"), ("reward outcome, not both", ["--lr", 0, "--reward", "both"], "out"),
+                              ("model out/sft, not seed2/sft", ["--lr", 0, "--model", "seed2/sft"], "out"), ("None, not ", ["--lr", 0], "old")):
+        with pytest.raises(InputError, match=f"made with .*{wrong}"):
+            study.stage("train_rl", tmp_path / out, "--seed", 1, *flags)
 
 
 def test_correct_only_takes_right_answers_one_a_question_first(tmp_path):
@@ -141,6 +146,9 @@ def test_beyond(monkeypatch, tmp_path):
     monkeypatch.setattr(study, "load_model", lambda *rest: None)
     monkeypatch.setattr(study.Tokenizer, "load", lambda *rest: None)
     (tmp_path / "model.safetensors").write_text("")
+    write_json(tmp_path / "old.json", {})
+    os.utime(tmp_path / "old.json", (0, 0))  # older than the model
+    assert study.beyond(str(tmp_path), tmp_path / "old.json") != {}
     found = study.beyond(str(tmp_path), tmp_path / "b.json")
     assert [found[f"final_within_{k}"] for k in study.ALLOWED] == pytest.approx([1 / 3, 2 / 3, 1, 1, 1])
     assert found["first_tickets"] == pytest.approx(1 / 3) and found["final_tickets"] == 1 and set(found) <= set(study.HEADER)
