@@ -2,20 +2,22 @@
 
     python -m nanoverify.findings results/study.csv
 
-Stages, other arms, unseen families, more attempts; then the paper's findings, those about RL once more from a weak SFT model, and the controls, each as comparisons of two arms on the seeds they share.
+Stages, other arms, unseen families, more attempts; then the paper's findings, those about RL once more from a weak SFT model, and the controls, each as
+comparisons of two arms on the seeds they share.
 A comparison holds where the whole 95% interval of the mean difference (Student's t over the seeds) bears it out, and is refuted where the whole interval
 speaks against it; else it is unclear, as it is with one seed. A claim holds where all its comparisons do, and does not where one is refuted. The interval
 knows the noise of training, not that of the 1,000 (unseen families: 100) questions, which are the same for all.
 """
 import argparse
 from pathlib import Path
+from statistics import mean, stdev
 
 from nanoverify.evaluate import COLUMNS, cell
+from nanoverify.figures import STAGES
 from nanoverify.files import InputError, run
 from nanoverify.problems import HELD_OUT, LEVELS
 from nanoverify.study import ALLOWED, FAILURES, SEEDS, read_table
 
-STAGES = ("base", "SFT", "process", "both", "outcome")
 LEVELLED = ("first_accuracy", "final_accuracy", "trials")  # rows of the stages' table that are given by level, too
 SHOWN = ("first_accuracy", "final_accuracy", "verification_accuracy", "tpr", "tnr", "trials", "repeats", "well_formed", "tokens_per_response")  # of the other arms
 CLOSE = 0.02  # what "~", ">=" and "<=" allow
@@ -72,10 +74,6 @@ def by_seed(rows: dict, arm: str, column: str) -> dict[int, float]:
     return {seed: float(row[column]) for (name, seed), row in rows.items() if name == arm and row[column]}
 
 
-def mean(values) -> float:
-    return sum(values) / len(values)
-
-
 def span(column: str, values) -> str:
     """'97.2% (96.8% to 97.9%)': mean, lowest and highest."""
     if not values:
@@ -105,8 +103,7 @@ def holds(relation: str, differences: list[float]) -> bool | None:
 
 
 def standard_error(values: list[float]) -> float:
-    m = mean(values)
-    return (sum((value - m) ** 2 for value in values) / (len(values) - 1) / len(values)) ** 0.5
+    return stdev(values) / len(values) ** 0.5
 
 
 def judge(rows: dict, comparison: tuple) -> tuple[str, bool | None]:

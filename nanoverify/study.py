@@ -210,9 +210,12 @@ def read_table(path: Path) -> dict[tuple[str, int], dict]:
     """(arm, seed) -> row of a table written before; {} where there is none."""
     if not path.exists():
         return {}
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        rows = {(row["arm"], int(row["seed"])): row for row in reader} if reader.fieldnames == list(HEADER) else None
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = {(row["arm"], int(row["seed"])): row for row in reader} if reader.fieldnames == list(HEADER) else None
+    except (OSError, ValueError, csv.Error) as error:  # a UnicodeDecodeError is a ValueError
+        raise InputError(f"{path}: cannot be read: {error}")
     if rows is None:
         raise InputError(f"{path}: has other columns than this version writes; give another file with --results")
     return rows

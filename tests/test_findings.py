@@ -67,5 +67,7 @@ def test_table_survives_the_file(tmp_path):
     write_table(tmp_path / "s.csv", {key: {"arm": key[0], "seed": key[1], **row} for key, row in ROWS.items()})
     found = read_table(tmp_path / "s.csv")
     assert {key: {name: row[name] for name in ("final_accuracy", "tpr", "tnr")} for key, row in found.items()} == ROWS
-    with pytest.raises(InputError, match="missing.csv"):
-        findings.main([str(tmp_path / "missing.csv")])
+    (tmp_path / "binary.csv").write_bytes(b"\xc8\x00")
+    for bad in ("missing.csv", "binary.csv"):
+        with pytest.raises(InputError, match=bad):
+            findings.main([str(tmp_path / bad)])
