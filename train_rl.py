@@ -249,7 +249,8 @@ def update(model, value_head, optimizer, tokenizer, prompts, trajectories, advan
                 if reference is not None:
                     loss = loss + args.beta * ppo.kl_loss(new, flat(reference), args.kl)
                 if value_head:
-                    wrong = ppo.value_loss(value_head(hidden.float())[:, 0], flat(old[2]), flat(returns), clip=0.2)
+                    # the head reads the states and does not shape them: its gradient would be most of what a small model learns from
+                    wrong = ppo.value_loss(value_head(hidden.detach().float())[:, 0], flat(old[2]), flat(returns), clip=0.2)
                     loss, found["value_loss"] = loss + 0.5 * wrong, wrong.item()
                 return loss / count, found
             for found in backward(model, [room(prompts[i], trajectories[i].ids) for i in batch], args.micro_tokens, work, parameters):
