@@ -514,13 +514,15 @@ def test_kl_estimators_have_the_gradients_they_say():
 
 
 def test_value_head_learns_the_returns(fp32):
-    """Bug: values are compared with the returns of other tokens, or the value loss pushes away from them."""
+    """Bug: values are compared with the returns of other tokens, the value loss pushes away from them, or it changes the policy, too."""
     head = torch.nn.Linear(32, 1)
     r = Rollout(0.05, settings(epochs=8), advantages=torch.zeros(8, 1), value_head=head)
+    policy = [parameter.detach().clone() for parameter in r.model.parameters()]
     returns = r.old[2] + 0.15 * torch.randn(r.old[2].shape, generator=torch.Generator().manual_seed(0)) * r.mask + 0.1 * r.mask
     before = ((r.old[2] - returns) * r.mask).pow(2).sum()
     signs = r.update(returns)
     assert ((r.score()[2] - returns) * r.mask).pow(2).sum() < before and signs["value_loss"] > 0
+    assert all(torch.equal(now, then) for now, then in zip(r.model.parameters(), policy))
 
 
 def test_advantages_of_outcome_and_process():
