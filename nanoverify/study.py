@@ -6,11 +6,11 @@
 
 Arms: `main` is the three scripts with their defaults, rows base, SFT and outcome; the others start from main's data or SFT model of the same seed.
     process, both       RL with other rewards; pay-first, pay-first-slow: process rewards for the first solve, too, as in the paper; with a third of the learning rate
-    gae                 both, with a value head; per-action: one ratio for each action; kl, kl-k2, kl-k3: with the KL to the SFT model; clip-higher, filter
+    gae                 both, with GAE and a value head instead of leave-one-out and contexts, and -1 for cut actions; per-action: one ratio for each action; kl, kl-k2, kl-k3: with the KL to the SFT model; clip-higher, filter
     offline             sampled once, questions of which 10 to 70% are right; offline-all: all of them
     paper-outcome, paper-process     as in the paper, as far as flags reach: not its learning rate and steps, and -1 for actions out of turn stays
     own-judge           no gold answers in stage 2: the base's own verification of an answer is the reward; weak-own-judge: process rewards, from arm weak
-    weak                stage 1 stopped after 150 steps, when most checks are still to be learned; weak-outcome, weak-process: RL from there
+    weak                stage 1 stopped after 150 steps, when one check in six is still wrong; weak-outcome, weak-process: RL from there
     problem-solving, both-styles     SFT on trajectories whose verifications are in this style, in either
     gold                SFT on the puzzles' own solutions; correct-only: on the base's right ones; as many as there are trajectories
   controls:
