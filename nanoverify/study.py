@@ -6,10 +6,11 @@
 
 Arms: `main` is the three scripts with their defaults, rows base, SFT and outcome; the others start from main's data or SFT model of the same seed.
     process, both       RL with other rewards; pay-first, pay-first-slow: process rewards for the first solve, too, as in the paper; with a third of the learning rate
-    gae                 both, with GAE and a value head instead of leave-one-out and contexts, and -1 for cut actions; per-action: one ratio for each action; kl, kl-k2, kl-k3: with the KL to the SFT model; clip-higher, filter
+    gae                 both, with GAE and a value head instead of leave-one-out and contexts, and -1 for cut actions
+    per-action          one ratio for each action; kl, kl-k2, kl-k3: with the KL to the SFT model; clip-higher, filter
     offline             sampled once, questions of which 10 to 70% are right; offline-all: all of them
     paper-outcome, paper-process     as in the paper, as far as flags reach: not its learning rate and steps, and -1 for actions out of turn stays
-    own-judge           no gold answers in stage 2: the base's own verification of an answer is the reward; weak-own-judge: process rewards, from arm weak
+    own-judge           no gold answers in stage 2: the base's own verification of an answer is the reward
     weak                stage 1 stopped after 150 steps, when one check in six is still wrong; weak-outcome, weak-process: RL from there
     problem-solving, both-styles     SFT on trajectories whose verifications are in this style, in either
     gold                SFT on the puzzles' own solutions; correct-only: on the base's right ones; as many as there are trajectories
@@ -46,7 +47,6 @@ VARIANTS = {  # of RL, from main's SFT model; weak-...: from that of arm weak
     "gae": ["--reward", "both", "--advantage", "gae"],
     "offline": ["--offline", 2000, "--beta", 0.1], "offline-all": ["--offline", 2000, "--beta", 0.1, "--offline-accuracy", 0, 1],
     "no-sft": ["--model", POLICY], "shuffled": ["--shuffle-rewards"], "lr0": ["--lr", 0, "--steps", 5], "own-judge": ["--reward-from", POLICY],
-    "weak-own-judge": ["--reward", "process", "--reward-from", POLICY],
     "paper-outcome": PAPER, "paper-process": ["--reward", "process", "--pay-first", *PAPER],
     "kl": ["--beta", 0.05], "kl-k2": ["--beta", 0.05, "--kl", "k2"], "kl-k3": ["--beta", 0.05, "--kl", "k3"],
     "per-action": ["--ratio", "action"], "clip-higher": ["--clip-high", 0.28], "filter": ["--filter", 4, "--count", 3000]}
@@ -55,7 +55,7 @@ SEEDS = {  # every arm, in the order of the table: how many seeds it is run with
     **dict.fromkeys(("main", "process", "both"), 5),
     **dict.fromkeys(("weak", "weak-process", "weak-outcome", "problem-solving", "both-styles", "gold", "correct-only", "gae", "offline", "offline-all"), 3),
     **dict.fromkeys(("majority", "no-sft", "shuffled", "lr0"), 3), "pay-first-slow": 2,
-    **dict.fromkeys(("pay-first", "own-judge", "weak-own-judge", "paper-outcome", "paper-process", "kl", "kl-k2", "kl-k3", "per-action", "clip-higher", "filter"), 1)}
+    **dict.fromkeys(("pay-first", "own-judge", "paper-outcome", "paper-process", "kl", "kl-k2", "kl-k3", "per-action", "clip-higher", "filter"), 1)}
 LONG, ALLOWED = 900, (1, 2, 4, 8, 16)  # tokens of the long responses, for which the policy's context has room; attempts after which they are cut
 SHORT = {"first": "first_accuracy", "final": "final_accuracy", "VA": "verification_accuracy"}  # of the unseen families: name in the table, in the evaluation
 FAILURES = ("failed_missed", "failed_rejected", "failed_otherwise")
