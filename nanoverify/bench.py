@@ -46,7 +46,8 @@ from nanoverify.evaluate import respond
 from nanoverify.export import outcome_rewards, question_row
 from nanoverify.files import InputError, run
 from nanoverify.model import autocast
-from nanoverify.problems import SOLVE_PROMPT, make_puzzles
+from nanoverify.problems import SOLVE_PROMPT
+from nanoverify.puzzles import make_puzzles
 from nanoverify.sampler import generate
 from nanoverify.scoring import join
 from nanoverify.stage import add_model_flags, batch_of, clipped_step, load, positive

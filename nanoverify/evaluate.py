@@ -13,7 +13,8 @@ import json
 
 from nanoverify.files import run, write_jsonl
 from nanoverify.model import autocast
-from nanoverify.problems import FAMILIES, HELD_OUT, SOLVE_PROMPT, TRAINED, Problem, make_puzzles, read_problems
+from nanoverify.problems import SOLVE_PROMPT, Problem, read_problems
+from nanoverify.puzzles import FAMILIES, HELD_OUT, TRAINED, make_puzzles
 from nanoverify.sampler import generate
 from nanoverify.trajectory import Trajectory, as_row, parse, well_formed
 from nanoverify.verifier import agreement
@@ -48,6 +49,7 @@ def metrics(trajectories: list[Trajectory]) -> dict:
     repeats                             of solves after the first, those that give an answer called incorrect before
     well_formed                         solve, verify, ..., end, and the next move agrees with the verdict
     follows_verdict                     of all verifications with a verdict: incorrect -> next solve, correct -> end
+    within_2, within_4, within_8        the last of the first 2, 4, 8 solves is right: accuracy if cut after so many
     tokens_per_response, truncated      mean length; share cut by the token limit
     """
     pairs = [(action.verdict, action.right) for t in trajectories for action in t.verifies]
@@ -81,6 +83,7 @@ def metrics(trajectories: list[Trajectory]) -> dict:
         "repeats": share(retries),
         "well_formed": share(well_formed(t) for t in trajectories),
         "follows_verdict": share(moves),
+        **{f"within_{k}": share(t.solves[:k][-1].right for t in trajectories) for k in (2, 4, 8)},
         "tokens_per_response": share(len(t.ids) for t in trajectories),
         "truncated": share(not t.finished for t in trajectories),
     }

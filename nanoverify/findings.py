@@ -15,7 +15,7 @@ from statistics import mean, stdev
 from nanoverify.evaluate import COLUMNS, cell
 from nanoverify.figures import STAGES
 from nanoverify.files import InputError, run
-from nanoverify.problems import HELD_OUT, LEVELS
+from nanoverify.puzzles import HELD_OUT, LEVELS
 from nanoverify.study import ALLOWED, FAILURES, SEEDS, read_table
 
 LEVELLED = ("first_accuracy", "final_accuracy", "trials")  # rows of the stages' table that are given by level, too

@@ -1,19 +1,16 @@
-"""Train the small policy that is shipped in nanoverify/policy: a stand-in for the base model of the paper.
+"""Train the small chat model that is shipped in nanoverify/policy: a stand-in for the base model of the paper.
 
-It learns three kinds of prompt from worked examples of the training split (solve; verify by solving again; verify by
-putting the answer back) and what lies below them from drills: arithmetic, comparing, and picking from a list what was not
-excluded. A solution writes down its first steps and then the number, found in the head: hardly more than a guess among
-the answers to choose from. A check is written out step by step; one that fails ends with what it leaves to choose from.
-Some questions to solve carry notes, other people's wrong answers and the checks that refute them. The policy never sees a
-second attempt of its own, nor an answer, its check and another answer in one response: that is left to the three stages.
+From worked examples of the training split it learns what a base model can do before the three stages:
 
-    python -m nanoverify.pretrain --out policy                                              # from scratch
-    python -m nanoverify.pretrain --model OLD --steps 1800 --lr 1.5e-3 --out policy         # go on, 11 minutes
+    solve        the first steps written, the last one done in the head, so that many answers are near misses
+    check        put a given answer back into the question; or, less often, solve it again and compare
+    chat         find the answer it gave some lines above when asked to check it, and give another one when told to
+    drills       the arithmetic below all that
 
-The shipped policy was made in two runs: the first command at commit d946763 (5,500 steps; each level had one number of answers to
-choose from, 2 to 4, and notes were fewer), then the second, on its result, with the code as it is. One run from scratch
-that does as well was not found: in three tries of 5,000 to 6,500 steps (47 minutes), each a little different, checks far from the question, or lists, were
-worse. The first command, as it stands, has not been run to its end.
+It never checks or retries unasked, and the phrases that open these actions never come in use: that is what the stages
+teach. It is trained for a short time only, so its solutions and its checks are often wrong.
+
+    python -m nanoverify.pretrain --out policy
 """
 import argparse
 import json
@@ -26,244 +23,226 @@ import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
-from nanoverify.checkpoint import load_model
-from nanoverify.files import InputError, output_folder, read_json, run, write_json
-from nanoverify.model import Config, Transformer
-from nanoverify import problems
-from nanoverify.problems import LEVELS, NAMES, SOLVE_PROMPT, choices, puzzle
-from nanoverify.tokenizer import Tokenizer as OurTokenizer
+from nanoverify.files import InputError, output_folder, run, write_json
+from nanoverify.model import Config, Transformer, autocast
+from nanoverify.problems import SOLVE_PROMPT
+from nanoverify.puzzles import FAMILIES, LEVELS, NAMES, UNKNOWN, add, compare, expression, minus, puzzle, times
 from nanoverify.verifier import VERDICTS, VERIFY_PROMPTS
 
-FAMILIES = tuple(family for family in problems.FAMILIES if family != "tickets")
-MOST = {1: 2, 2: 3, 3: 4, 4: 4, 5: 4}  # answers to choose from, by level: 2 to as many, so that it meets lists of every length
+KNOWN = tuple(family for family in FAMILIES if family != "tickets")
 SPECIAL = ("<|pad|>", "<|user|>", "<|assistant|>", "<|end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ '<|end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}")
-PHRASES = ("Wait, let me recheck my solution.", "Let me try again.", "Wait, let me try again.", "Let me recheck.",
-           *VERDICTS.values())
-EXCLUSIONS = ("Not {}.", "It is not {}.", "{} is wrong.", "The answer is not {}.", "The answer is {}. " + VERDICTS[False])
+# The words of the phrases, so that they are tokens the base has met; it meets them only where it is asked to say them.
+PHRASES = ("Wait, let me recheck my solution.", "Let me try again.", *VERDICTS.values())
+ASK_CHECK = ("Check it.", "Is that right? Put it back into the question.", "Check that answer.")
+ASK_AGAIN = ("That is wrong. Give another answer.", "No. What else can it be?", "That is not it. Solve it once more.")
 
-# ---- worked examples -----------------------------------------------------------------------------------------------
+Piece = tuple[str, bool]  # a text, and whether it is learned
 
-def add(a, b):
-    return f"{a} + {b} = {a + b}."
-
-
-def minus(a, b):
-    return f"{a} - {b} = {a - b}."
+# ---- worked examples -------------------------------------------------------------------------------------------------
 
 
-def times(a, b):
-    """'17 * 8 = 136.'; of two factors, one with two digits comes first."""
-    if a < 10:
-        a, b = b, a
-    return f"{a} * {b} = {a * b}."
+def solve_text(family: str, numbers: dict, x) -> str:
+    return " ".join([*FAMILIES[family].solve(numbers), f"The answer is {x}."])
 
 
-def compare(found, wanted):
-    """The end of a check: 'It should be 39, as it is.' or 'It should be 39, 2 less.'"""
-    return f"It should be {wanted}, " + ("as it is." if found == wanted else f"{abs(wanted - found)} {'more' if wanted > found else 'less'}.")
+def check_text(family: str, numbers: dict, given) -> str:
+    steps = FAMILIES[family].check(numbers, given)
+    right = steps[-1].endswith("as it is.")
+    return " ".join([f"Put in {given}:", *steps, VERDICTS[right]])
 
 
-def two_kinds(x, heads, p, q, total):
-    """x things at p and the rest of `heads` at q come to `total`."""
-    if x > heads:
-        return [f"{x} is more than {heads}."]
-    y = heads - x
-    return [minus(heads, x), times(p, x), times(q, y), add(p * x, q * y), compare(p * x + q * y, total)]
+def again_text(family: str, numbers: dict, given) -> str:
+    x, steps = numbers["x"], FAMILIES[family].solve(numbers)
+    same = "the same." if given == x else "not the same."
+    return " ".join(["Solving again:", *steps, f"It is {x}. The answer above is {given}, {same}", VERDICTS[given == x]])
 
 
-def check_steps(family: str, n: dict, x: int) -> list[str]:
-    """The calculation that puts x back into the question, sentence by sentence. n: the numbers of the question."""
-    if family == "linear":
-        return [times(n["b"], x), add(n["a"], n["b"] * x), compare(n["a"] + n["b"] * x, n["c"])]
-    if family == "both_sides":
-        left, right = n["b"] * x - n["a"], n["d"] * x + n["e"]
-        return [times(n["b"], x), minus(n["b"] * x, n["a"]), times(n["d"], x), add(n["d"] * x, n["e"]), compare(right, left)]
-    if family in ("rabbits", "stamps"):
-        return two_kinds(x, n["n"], n["p"], n["q"], n["v"])
-    if family == "ages":
-        younger, older = x + n["t"], x + n["d"] + n["t"]
-        return [add(x, n["d"]), add(x, n["t"]), add(x + n["d"], n["t"]), add(younger, older), compare(younger + older, n["s"])]
-    if family == "sum_product":
-        y = n["s"] - x
-        if y < 0:
-            return [f"{x} is more than {n['s']}."]
-        if y > x:
-            return [minus(n["s"], x), f"{y} is more than {x}."]
-        return [minus(n["s"], x), times(x, y), add(x * y, n["b"]), compare(x * y + n["b"], n["p"])]
-    if family == "rectangle":
-        area = x * (x + n["d"])
-        return [add(x, n["d"]), times(x + n["d"], x), add(area, n["b"]), compare(area + n["b"], n["a"])]
-    if family == "square":
-        return [times(x, x), add(x * x, n["b"]), compare(x * x + n["b"], n["c"])]
-    if family == "consecutive":
-        return [f"The numbers are {x}, {x + 1}, {x + 2}.", add(x, x + 1), add(2 * x + 1, x + 2), add(3 * x + 3, n["b"]),
-                compare(3 * x + 3 + n["b"], n["c"])]
-    if family != "shopping":
-        raise NotImplementedError(f"{family}: check_steps does not know how to check it")
-    pen, book = n["a"] * x, n["b"] * (x + n["d"])
-    return [add(x, n["d"]), times(n["a"], x), times(n["b"], x + n["d"]), add(pen, book), compare(pen + book, n["c"])]
+def near_miss(rng, numbers: dict, level: int, known=()):
+    """A wrong answer that a hasty solver could give, none of those `known`."""
+    x = numbers["x"]
+    while True:
+        if "target" in numbers:
+            tries = [expression(rng, numbers["numbers"]) for _ in range(rng.randint(1, 5))]
+            wrong, value, _ = min(tries, key=lambda one: (one[1] == numbers["target"], abs(one[1] - numbers["target"])))
+            if value == numbers["target"]:
+                continue
+            if rng.random() < 0.1:  # one number twice, or none of the list
+                digit = str(rng.choice(numbers["numbers"]))
+                wrong = wrong.replace(digit, str(rng.randint(2, 25)), 1)
+        elif rng.random() < 0.7:
+            size = 1
+            while rng.random() < 0.5:
+                size += 1
+            wrong = x + rng.choice((-size, size))
+        elif rng.random() < 0.5:
+            wrong = x + rng.choice((-20, -10, 10, 20))
+        else:
+            wrong = rng.randint(1, UNKNOWN[level][1] + 5)
+        if wrong != x and wrong not in known and (isinstance(wrong, str) or wrong > 0):
+            return wrong
 
 
-def first_steps(family: str, n: dict) -> str:
-    """The part of a solution that is written down; the rest of it is done in the head, and often goes wrong."""
-    if family == "both_sides":
-        return add(n["a"], n["e"])
-    if family in ("rabbits", "stamps"):
-        return f"{times(n['q'], n['n'])} {minus(n['v'], n['q'] * n['n'])}"
-    if family == "shopping":
-        return times(n["b"], n["d"])
-    if family == "ages":
-        return f"{add(n['t'], n['t'])} {minus(n['s'], 2 * n['t'])}"
-    if family == "square":
-        return f"x * x + {n['b']} = {n['c']}."
-    if family == "consecutive":
-        return f"x + x + x + 3 + {n['b']} = {n['c']}."
-    total, part = {"linear": "ca", "sum_product": "pb", "rectangle": "ab"}[family]
-    return minus(n[total], n[part])
+def chat(rng, family: str, numbers: dict, question: str, level: int) -> list[Piece]:
+    """A conversation about one question: an answer, its check on demand, another answer on demand, and so on.
+
+    Wrong answers are only read, not learned; checks and right answers are learned.
+    """
+    pieces, known = [(f"<|user|>{SOLVE_PROMPT.format(question=question)}", False)], []
+    rounds = rng.randint(1, 4)
+    for number in range(rounds + 1):
+        right = number == rounds if number else rng.random() < 0.25
+        answer = numbers["x"] if right else near_miss(rng, numbers, level, known)
+        known.append(answer)
+        steps, ending = solve_text(family, numbers, answer).rsplit("The answer", 1)  # the steps are right in any case
+        pieces += [("<|assistant|>", False), (steps + "The answer is", True), (f"{ending[3:]}<|end|>", right)]
+        if rng.random() < 0.85:
+            pieces += [(f"<|user|>{rng.choice(ASK_CHECK)}<|assistant|>", False),
+                       (check_text(family, numbers, answer) + "<|end|>", True)]
+        if right:
+            return pieces
+        pieces.append((f"<|user|>{rng.choice(ASK_AGAIN)}", False))
+    return pieces
 
 
-def solve_text(family, numbers, x):
-    return f"{first_steps(family, numbers)} The answer is {x}."
-
-
-def choose(given):
-    return f"Choose from {', '.join(map(str, given))}."
-
-
-def check_pieces(family, numbers, given, x):
-    """A check of `given` where x is right, in two parts: the calculation; how far off it is, what that leaves to choose from, and the verdict."""
-    *steps, last = check_steps(family, numbers, given)
-    left = [y for y in numbers["choices"] if (y > given) == (x > given) and y != given]  # too small or too large: in all families one side is out
-    return " ".join([f"Put in {given}:", *steps]), " ".join([last, *([] if given == x else [choose(left)]), VERDICTS[given == x]])
-
-
-def check_text(family, numbers, given, x):
-    return " ".join(check_pieces(family, numbers, given, x))
-
-
-def refuted(rng, family, numbers, y, x):
-    """Pieces of a note: somebody's wrong answer y and the check that refutes it. Its end is not learned: here checks always
-    refute, and that is no habit to take along."""
-    says = rng.choice(("", "It is not {y}. ", "{name} says {y}. ", "The answer is {y}. ")).format(name=rng.choice(NAMES), y=y)
-    steps, end = check_pieces(family, numbers, y, x)
-    return [(f" {says}{steps[:9]}", False), (steps[9:], True), (f" {end}", False)]
-
-
-def again_text(family, numbers, x, given):
-    same = "the same." if x == given else "not the same."
-    return f"Solving again: {first_steps(family, numbers)} It is {x}. The given answer is {given}, {same} {VERDICTS[x == given]}"
-
-
-ARITHMETIC = ("add", "add", "minus", "minus", "times", "times", "compare", "compare", "more")
-
-
-def drill(rng, kinds=(*ARITHMETIC, "choose", "choose")):
-    """One exercise: (its statement, its result). Only results are learned, for nobody can foresee a statement."""
-    kind = rng.choice(kinds)
+def drill(rng) -> list[Piece]:
+    """One exercise. Only its result is learned, for nobody can foresee what is asked."""
+    kind = rng.choice(("add", "add", "minus", "minus", "times", "times", "compare", "divide"))
     big, small = rng.choice((20, 50, 99, 99, 250)), rng.choice((20, 50, 99))
     a, b = rng.randint(1, big), rng.randint(1, small)
-    if kind == "add":
-        a, b = rng.choice(((a, b), (b, a), (a, rng.randint(1, big))))
-        return f"{a} + {b} =", f" {a + b}."
-    if kind == "minus":
-        return f"{max(a, b)} - {min(a, b)} =", f" {abs(a - b)}."
-    if kind == "times":
-        a, b = rng.randint(2, rng.choice((9, 29))), rng.randint(2, 9)
-        return times(a, b).replace(f" {a * b}.", ""), f" {a * b}."
     if kind == "compare":
         b = abs(rng.choice((a, a, a + rng.randint(-12, 12), a + rng.choice((-100, -10, 10, 100)), rng.randint(1, big))))
         left, right = compare(a, b).split(", ", 1)
-        return f"The result is {a}. {left},", f" {right} {VERDICTS[a == b]}"
-    if kind == "choose":  # what is excluded cannot be the answer
-        level = rng.choice(LEVELS)
-        given = choices(rng, level, rng.randint(2, MOST[level]))
-        no = rng.sample(given, rng.randint(1, len(given) - 1))
-        text = choose(given)
-        for y in no:
-            if rng.random() < 0.3:  # something else may stand between
-                text += " " + "".join(drill(rng, ARITHMETIC))
-            text += " " + rng.choice(EXCLUSIONS).format(y)
-        return f"{text} The answer is", f" {rng.choice([y for y in given if y not in no])}."
-    return f"{a} is", f" {'more' if a > b else 'not more'} than {b}."
+        return [(f" The result is {a}. {left},", False), (f" {right} {VERDICTS[a == b]}", True)]
+    if kind == "divide":
+        a, b = rng.randint(2, rng.choice((9, 40))), rng.randint(2, 9)
+        return [(f" {a * b} / {b} =", False), (f" {a}.", True)]
+    if kind == "times":
+        text = times(rng.randint(2, rng.choice((9, 40))), rng.randint(2, rng.choice((9, 9, 9, 40))))
+    else:
+        text = add(*rng.choice(((a, b), (b, a)))) if kind == "add" else minus(max(a, b), min(a, b))
+    statement, result = text.split(" = ")
+    return [(f" {statement} =", False), (f" {result}", True)]
 
 
-def example(rng, drills: float, notes: int) -> list[tuple[str, bool]]:
-    """One document as (text, is it learned?) pieces. drills: the weight of documents that only drill, against 0.87 of the others.
-    Up to `notes` drills stand between question and instruction in one document of four, so that the distance to the question varies."""
-    kind = rng.choices(("drills", "solve", "refuted", "again", "check", "phrase"), (100 * drills, 8, 12, 5, 61, 1))[0]
-    exercises = [drill(rng) for _ in range(rng.randint(4, 12) if kind == "drills" else rng.choice((0, 0, 0, rng.randint(0, notes))))]
-    pieces = [piece for question, result in exercises for piece in ((" " + question, False), (result, True))]
+WEIGHTS = {"drills": 12, "solve": 18, "check": 28, "again": 6, "chat": 35, "phrase": 1}
+
+
+def example(rng, weights=WEIGHTS) -> list[Piece]:
+    """One document as (text, is it learned?) pieces."""
+    kind = rng.choices(list(weights), list(weights.values()))[0]
     if kind == "drills":
-        return [("<|user|>Calculate.<|assistant|>", False), *pieces, ("<|end|>", True)]
+        exercises = [piece for _ in range(rng.randint(4, 12)) for piece in drill(rng)]
+        return [("<|user|>Calculate.<|assistant|>", False), *exercises, ("<|end|>", True)]
     if kind == "phrase":
         phrase = rng.choice(PHRASES)
         return [(f"<|user|>Say: {phrase}<|assistant|>", False), (phrase + "<|end|>", True)]
-    family, level = rng.choice(FAMILIES), rng.choice(LEVELS)
+    family, level = rng.choice(KNOWN), rng.choice(LEVELS)
     split = None
     while split != "train":
-        split, numbers, problem = puzzle(rng, family, level, rng.randint(2, MOST[level]))
-    x = int(problem.answer)
-    wrong = [y for y in numbers["choices"] if y != x]
-    if kind in ("solve", "refuted"):
-        prompt, response = SOLVE_PROMPT, solve_text(family, numbers, x)
-        given = x
-        others = [*wrong, *rng.sample([y for y in range(2, 13) if y != x and y not in wrong], 3 - min(len(wrong), 3))]
-        for y in rng.sample(others, rng.randint(1, 3)) if kind == "refuted" else ():
-            pieces += refuted(rng, family, numbers, y, x)
+        split, numbers, problem = puzzle(rng, family, level)
+    if kind == "chat":
+        return chat(rng, family, numbers, problem.question, level)
+    if kind == "solve":
+        prompt, response = SOLVE_PROMPT.format(question=problem.question), solve_text(family, numbers, numbers["x"])
     else:
-        if rng.random() < 0.1:  # not every guess is one of the choices
-            wrong = [y for y in range(2, 13) if y != x]
-        given = x if rng.random() < 0.5 else rng.choice(wrong)
-        style = "confirmative" if kind == "check" else "problem-solving"
-        prompt = VERIFY_PROMPTS[style]
-        response = check_text(family, numbers, given, x) if kind == "check" else again_text(family, numbers, x, given)
-    question, instruction = prompt.format(question=problem.question, answer=given).split("\n", 1)
-    return [(f"<|user|>{question}", False), *pieces, (f"\n{instruction}<|assistant|>", False), (response + "<|end|>", True)]
+        given = numbers["x"] if rng.random() < 0.5 else near_miss(rng, numbers, level)
+        style, write = (("confirmative", check_text), ("problem-solving", again_text))[kind == "again"]
+        prompt = VERIFY_PROMPTS[style].format(question=problem.question, answer=given)
+        response = write(family, numbers, given)
+    return [(f"<|user|>{prompt}<|assistant|>", False), (response + "<|end|>", True)]
 
 
-# ---- tokenizer and rows --------------------------------------------------------------------------------------------
+# ---- tokenizer and rows ----------------------------------------------------------------------------------------------
 
 def train_tokenizer(rng, vocab_size: int) -> Tokenizer:
     """Byte-level BPE over whole words, with every digit a token of its own (with or without the space before it)."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(r" ?\p{L}+| ?\p{N}|\n+| ?[^\s\p{L}\p{N}]+|\s+"), "isolated"),
+        pre_tokenizers.Split(Regex(r" ?\p{L}+| ?\p{N}|\n+| ?[^\s\p{L}\p{N}]|\s+"), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
-    corpus = ["".join(text for text, _ in example(rng, 0.3, 0)) for _ in range(20000)]
-    corpus += [f"{phrase} {name}" for phrase in PHRASES for name in NAMES] * 20
+    corpus = ["".join(text for text, _ in example(rng)) for _ in range(20000)]
+    corpus += [f"{phrase}\n\n{name}" for phrase in PHRASES for name in NAMES] * 20
     tokenizer.train_from_iterator((text.replace("<|", " <|") for text in corpus), trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=list(SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False))
     return tokenizer
 
 
-def batches(tokenizer, rng, rows: int, tokens: int, drills: float, notes: int):
-    """Endless (ids, learned), each (rows, tokens): documents end to end, cut at the row's end."""
+def batches(tokenizer, rng, rows: int, tokens: int, weights):
+    """Endless (ids, learned), each (rows, tokens + 1): documents end to end, cut at the row's end."""
     ids, learned, need = [], [], rows * (tokens + 1)
     while True:
         while len(ids) < need:
-            pieces = [piece for _ in range(200) for piece in example(rng, drills, notes)]
+            pieces = [piece for _ in range(200) for piece in example(rng, weights)]
             for encoding, (_, learn) in zip(tokenizer.encode_batch([text for text, _ in pieces]), pieces):
                 ids += encoding.ids
                 learned += [learn] * len(encoding.ids)
-        yield torch.tensor(ids[:need]).view(rows, tokens + 1), torch.tensor(learned[:need]).view(rows, tokens + 1)
+        yield torch.tensor(ids[:need]).view(rows, -1), torch.tensor(learned[:need]).view(rows, -1)
         ids, learned = ids[need:], learned[need:]
+
+
+def new_model(tokenizer, hidden: int, layers: int) -> tuple[Transformer, dict]:
+    """A model of the Llama layout with random weights, and its config.json."""
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": hidden, "intermediate_size": 3 * hidden, "num_hidden_layers": layers,
+        "num_attention_heads": hidden // 32, "num_key_value_heads": hidden // 64, "head_dim": 32,
+        "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+        "tie_word_embeddings": True, "attention_bias": False, "bos_token_id": None, "torch_dtype": "bfloat16",
+        "eos_token_id": tokenizer.token_to_id("<|end|>"), "pad_token_id": tokenizer.token_to_id("<|pad|>")}
+    model = Transformer(Config.from_dict(config))
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=0.02 if "embed" in name else parameter.shape[1] ** -0.5)
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            parameter.data /= (2 * layers) ** 0.5
+    return model, config
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrices are made orthogonal before the step (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+
+    Small models learn much faster with it than with AdamW. PyTorch's own computes in bf16, which many CPUs emulate.
+    """
+
+    def __init__(self, matrices, lr: float, momentum: float = 0.95):
+        super().__init__(matrices, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                mean = self.state[matrix].setdefault("mean", torch.zeros_like(matrix))
+                mean.lerp_(matrix.grad, 1 - group["momentum"])
+                update = orthogonal(matrix.grad.lerp(mean, group["momentum"]))  # Nesterov: one step ahead
+                matrix.sub_(update, alpha=group["lr"] * max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5)
+
+
+def orthogonal(x, steps: int = 5):
+    """A matrix with the singular vectors of x (A, B), and singular values near 1: Newton-Schulz iterations."""
+    wide = x.T if x.shape[0] > x.shape[1] else x
+    wide = wide / (wide.norm() + 1e-7)
+    for _ in range(steps):
+        square = wide @ wide.T
+        wide = 3.4445 * wide + (-4.775 * square + 2.0315 * square @ square) @ wide
+    return wide.T if x.shape[0] > x.shape[1] else wide
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True, help="folder of the checkpoint")
-    parser.add_argument("--model", metavar="DIR", help="go on from this policy (its size, not --hidden and --layers), with rows of the last kind alone")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier output")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=6500, help="optimizer steps; the first eighth drills alone, the last fifth rows with questions far away")
+    parser.add_argument("--steps", type=int, default=3000,
+                        help="optimizer steps; the first eighth are drills, the last 30%% have long rows")
     parser.add_argument("--tokens-per-step", type=int, default=4096)
-    parser.add_argument("--lr", type=float, default=3e-3, help="peak of AdamW; Muon's is 7 times that; linear to 0 over the last 90%%")
+    parser.add_argument("--lr", type=float, default=3e-3,
+                        help="peak of AdamW; Muon's is 7 times that; linear to 0 over the last 90%%")
     parser.add_argument("--hidden", type=int, default=128, help="width D")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--save-every", type=int, default=1000, help="steps between saves")
@@ -274,44 +253,25 @@ def main(argv=None):
 
     torch.manual_seed(args.seed)
     rng = random.Random(args.seed)
-    if args.model:
-        model, config = load_model(args.model), read_json(f"{args.model}/config.json")
-        OurTokenizer.load(args.model)  # refuses a bad one in one line
-        tokenizer = Tokenizer.from_file(f"{args.model}/tokenizer.json")
-    else:
-        tokenizer = train_tokenizer(rng, 1024)
-        config = {
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": tokenizer.get_vocab_size(),
-            "hidden_size": args.hidden, "intermediate_size": 3 * args.hidden, "num_hidden_layers": args.layers,
-            "num_attention_heads": args.hidden // 32, "num_key_value_heads": args.hidden // 64, "head_dim": 32,
-            "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
-            "tie_word_embeddings": True, "attention_bias": False, "bos_token_id": None, "torch_dtype": "bfloat16",
-            "eos_token_id": tokenizer.token_to_id("<|end|>"), "pad_token_id": tokenizer.token_to_id("<|pad|>")}
-        model = Transformer(Config.from_dict(config))
-        for name, parameter in model.named_parameters():
-            if parameter.dim() == 2:
-                torch.nn.init.normal_(parameter, std=0.02 if "embed" in name else parameter.shape[1] ** -0.5)
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                parameter.data /= (2 * args.layers) ** 0.5
-    # Muon for the matrices of the layers: after 480 steps a loss of 0.46 against AdamW's 0.57. It came with torch 2.9.
+    tokenizer = train_tokenizer(rng, 1024)
+    model, config = new_model(tokenizer, args.hidden, args.layers)
     matrices = [p for p in model.model["layers"].parameters() if p.dim() == 2]
     others = [p for p in model.parameters() if p.dim() != 2 or p is model.lm_head.weight]
-    optimizers = [torch.optim.Muon(matrices, lr=7 * args.lr, momentum=0.95, weight_decay=0.0),
-                  torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)]
+    optimizers = [Muon(matrices, 7 * args.lr), torch.optim.AdamW(others, args.lr, (0.9, 0.98), weight_decay=0.0)]
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {tokenizer.get_vocab_size()} tokens in the vocabulary")
 
     log, start, seen = [], time.time(), 0
-    first = batches(tokenizer, rng, args.tokens_per_step // 256, 256, drills=1.0, notes=0)
-    second = batches(tokenizer, rng, args.tokens_per_step // 256, 256, drills=0.3, notes=0)
-    third = batches(tokenizer, rng, args.tokens_per_step // 512, 512, drills=0.2, notes=16)  # questions far away, for long responses
-    bar = tqdm(range(1, args.steps + 1), desc="pretrain")
+    drills = batches(tokenizer, rng, args.tokens_per_step // 256, 256, {"drills": 1})
+    short = batches(tokenizer, rng, args.tokens_per_step // 384, 384, WEIGHTS)
+    long = batches(tokenizer, rng, args.tokens_per_step // 768, 768, WEIGHTS)  # as long as responses become
+    bar = tqdm(range(1, args.steps + 1), desc="pretrain", mininterval=10)
     for step in bar:
-        rows, learned = next(third if args.model or step > 0.8 * args.steps else first if step <= 0.12 * args.steps else second)
+        rows, learned = next(drills if step <= args.steps / 8 else short if step <= args.steps * 0.7 else long)
         inputs, targets, mask = rows[:, :-1], rows[:, 1:], learned[:, 1:]
         for optimizer, peak in zip(optimizers, peaks):
             optimizer.param_groups[0]["lr"] = peak * min(step / 200, (args.steps + 1 - step) / (0.9 * args.steps), 1)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu"):
             logits = model.lm_head(model.hidden(inputs)[mask])  # (N, V): only where something is learned
         loss = F.cross_entropy(logits.float(), targets[mask])
         loss.backward()
@@ -333,10 +293,12 @@ def save(model, tokenizer, config, args, log):
     with output_folder(args.out, overwrite=True) as folder:
         tokenizer.save(str(folder / "tokenizer.json"))
         write_json(folder / "config.json", config)
-        write_json(folder / "generation_config.json", {"eos_token_id": config["eos_token_id"], "pad_token_id": config["pad_token_id"]})
+        write_json(folder / "generation_config.json",
+                   {"eos_token_id": config["eos_token_id"], "pad_token_id": config["pad_token_id"]})
         write_json(folder / "tokenizer_config.json", {
             "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config["max_position_embeddings"],
-            "eos_token": "<|end|>", "pad_token": "<|pad|>", "clean_up_tokenization_spaces": False, "chat_template": CHAT_TEMPLATE})
+            "eos_token": "<|end|>", "pad_token": "<|pad|>", "clean_up_tokenization_spaces": False,
+            "chat_template": CHAT_TEMPLATE})
         weights = {name: w.to(torch.bfloat16) for name, w in model.state_dict().items() if name != "lm_head.weight"}
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         write_json(folder / "arguments.json", {**vars(args), "log": log[-1:]})

@@ -12,7 +12,8 @@ import torch
 from nanoverify import cost
 from nanoverify.checkpoint import load_config, load_model
 from nanoverify.files import InputError, read_json, write_json
-from nanoverify.problems import Problem, make_puzzles, read_problems, split_of
+from nanoverify.problems import Problem, read_problems, split_of
+from nanoverify.puzzles import make_puzzles
 from nanoverify.tokenizer import Tokenizer
 
 POLICY = str(Path(__file__).parent / "policy")  # the shipped initial policy

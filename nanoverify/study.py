@@ -35,7 +35,7 @@ from nanoverify.checkpoint import load_model
 from nanoverify.evaluate import COLUMNS, metrics, respond, share
 from nanoverify.files import InputError, output_folder, read_json, read_jsonl, run, write_json, write_jsonl, writing
 from nanoverify.pretrain import solve_text
-from nanoverify.problems import HELD_OUT, LEVELS, make_puzzles, puzzles_with_numbers
+from nanoverify.puzzles import HELD_OUT, LEVELS, make_puzzles, puzzles_with_numbers
 from nanoverify.stage import POLICY
 from nanoverify.tokenizer import Tokenizer
 

@@ -76,7 +76,7 @@ def parse(problem: Problem, ids: list[int], finished: bool, tokenizer) -> Trajec
         action = Action(kind, cuts[i], cuts[i + 1], text[starts[i]: stops[i]].strip())
         if kind == "solve":
             action.answer = extract(action.text)
-            right = grade(problem.answer, action.text) is True
+            right = problem.accepts(action.text)
         else:
             action.verdict = verdict(action.text)
         action.right = right
@@ -103,7 +103,8 @@ def loss_mask(trajectory: Trajectory) -> list[int]:
 
 def training_ids(row: dict, tokenizer) -> tuple[list[int], list[int], list[int]]:
     """(prompt ids, response ids, loss mask) of a line of trajectories.jsonl; the spans are found anew from the text."""
-    problem = Problem(row["id"], row["question"], row["answer"], str(row.get("family")), row.get("level"))
+    numbers = tuple(row["numbers"]) if row.get("numbers") else None
+    problem = Problem(row["id"], row["question"], row["answer"], str(row.get("family")), row.get("level"), numbers)
     ids = tokenizer.encode(row["response"]) + [tokenizer.end_id]
     return tokenizer.prompt(SOLVE_PROMPT.format(question=problem.question)), ids, loss_mask(parse(problem, ids, True, tokenizer))
 
@@ -117,17 +118,25 @@ def attempts_for(wrong_share: float, longest: int) -> int:
 
 
 def choose_attempts(texts: list[str], right: list[bool], count: int, rng) -> list[str]:
-    """Solutions for one trajectory of at most `count` attempts: wrong ones with distinct answers, as far as the samples
-    reach, then a right one. [] where no sample is right."""
+    """Solutions for one trajectory of at most `count` attempts: wrong ones with distinct answers, the answer given most
+    often first, then a right one. [] where no sample is right.
+
+    The most frequent wrong answer is what the policy believes. Where a trajectory begins with it, SFT shows how to leave
+    a belief, and greedy retries repeat it less often.
+    """
     goods = [text for text, good in zip(texts, right) if good]
     if not goods:
         return []
-    wrongs = []
-    for text in rng.sample([text for text, good in zip(texts, right) if not good], right.count(False)):
+    groups = []  # wrong solutions, those with equal answers together
+    for text in (text for text, good in zip(texts, right) if not good):
         answer = extract(text)
-        if answer and not any(grade(extract(other), answer) for other in wrongs):
-            wrongs.append(text)
-    return wrongs[: count - 1] + [rng.choice(goods)]
+        same = next((group for group in groups if grade(extract(group[0]), answer)), None)
+        if same:
+            same.append(text)
+        elif answer:
+            groups.append([text])
+    groups.sort(key=len, reverse=True)
+    return [rng.choice(group) for group in groups[: count - 1]] + [rng.choice(goods)]
 
 
 def usable(verification: Verification, right: bool) -> bool:

@@ -13,9 +13,11 @@ from nanoverify.sampler import generate
 
 VERDICTS = {True: "Therefore, the answer is correct.", False: "Therefore, the answer is incorrect."}
 ENDING = 'and end with "Therefore, the answer is correct." or "incorrect."'
-VERIFY_PROMPTS = {
-    "problem-solving": "{question}\nGiven answer: {answer}\nSolve the question again, compare, " + ENDING,
-    "confirmative": "{question}\nGiven answer: {answer}\nPut the answer back into the question, check, " + ENDING,
+VERIFY_PROMPTS = {  # the answer stands last, as it does in a response just before its verification
+    "problem-solving": "{question}\nSolve this again, compare with the answer below, " + ENDING
+                       + "\nThe answer is {answer}.",
+    "confirmative": "{question}\nPut the answer below back into the question, check, " + ENDING
+                    + "\nThe answer is {answer}.",
 }
 
 

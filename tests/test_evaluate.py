@@ -7,7 +7,8 @@ import pytest
 
 from nanoverify import evaluate, stage
 from nanoverify.evaluate import by, metrics, report, respond, table
-from nanoverify.problems import Problem, make_puzzles
+from nanoverify.problems import Problem
+from nanoverify.puzzles import make_puzzles
 from nanoverify.trajectory import Action, Trajectory
 from nanoverify.verifier import agreement
 from test_sampler import byte_tokenizer, save_policy, tiny_model
@@ -36,7 +37,7 @@ def test_metrics_by_hand():
         "correct_precision": pytest.approx(3 / 5),  # said yes: right, wrong, right, wrong, right
         "incorrect_to_correct": pytest.approx(1 / 3), "correct_to_incorrect": pytest.approx(1 / 4),
         "tpr": pytest.approx(1 / 3), "tnr": pytest.approx(1 / 3),  # the first verify of six responses
-        "trials": 12 / 7, "repeats": 4 / 5, "well_formed": 5 / 7,
+        "trials": 12 / 7, "repeats": 4 / 5, "well_formed": 5 / 7, "within_2": 4 / 7, "within_4": 4 / 7, "within_8": 4 / 7,
         "follows_verdict": 1.0,  # the cut response's last verify says nothing
         "tokens_per_response": 46 / 7, "truncated": 1 / 7}
 

@@ -1,175 +1,40 @@
-"""Puzzles: who may see them, and whether their answers are right, by arithmetic written for this test; readers of published files."""
+"""Problems: how answers are checked, who may see a question, and readers of published files."""
 import collections
 import json
-import os
-import random
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from nanoverify import pretrain
 from nanoverify.files import InputError
-from nanoverify.problems import CHOICES, FAMILIES, HELD_OUT, LEVELS, SOLVE_PROMPT, TRAINED, make_puzzles, puzzle, read_problems, split_of
-
-ROOT = Path(__file__).parents[1]
-LEGS = {"chickens": 2, "rabbits": 4, "beetles": 6}
-CELLS = [(family, level) for family in FAMILIES for level in LEVELS]
+from nanoverify.problems import SOLVE_PROMPT, Problem, read_problems, split_of, uses_each_once
 
 
-@pytest.fixture(scope="module")
-def puzzles():
-    """[(family, level, split, numbers, problem)], 100 of each family and level."""
-    return draw_all(random.Random(0), CELLS, 100)
+def test_accepts_compares_with_the_gold_answer():
+    """Bug: a response is compared as a whole, a wrong answer is right, or an unreadable one is."""
+    problem = Problem("1", "2 x = 12?", "6", "f", 1)
+    assert problem.accepts("12 / 2 = 6. The answer is 6.") and problem.accepts("The answer is 6.0.")
+    assert not problem.accepts("12 / 2 = 6. The answer is 7.")
+    assert not problem.accepts("") and not problem.accepts("I do not know.")
 
 
-def draw_all(rng, cells, count):
-    """Numbers without the answers to choose from."""
-    drawn = [(family, level, *puzzle(rng, family, level, CHOICES[level])) for family, level in cells for _ in range(count)]
-    return [(family, level, split, {k: v for k, v in numbers.items() if k != "choices"}, problem) for family, level, split, numbers, problem in drawn]
+def test_accepts_by_rule():
+    """Bug: an expression is compared with one gold text, so that other right ones are wrong; a number is left out, used
+    twice or invented; the value alone, or the right side of an equation, is believed."""
+    problem = Problem("1", "Make 19 from 3, 5 and 8.", "19", "countdown", 1, (3, 5, 8))
+    for right in ("3 * 8 - 5", "8 * 3 - 5", "(8)*3-5", "3 * 8 - 5 = 19", "3 \\times 8 - 5", "(3 * 8) - 5"):
+        assert problem.accepts(f"The answer is {right}."), right
+    for wrong in ("19", "3 + 8 + 8", "3 * 8 - 5 + 0", "3 * 8 - 5 = 20", "5 - 3 * 8", "8 + 5 + 3", "19 = 3 * 8 - 5", "24 - 5",
+                  "3 * 8 - 5 - 5", "38 - 19", ""):
+        assert not problem.accepts(f"The answer is {wrong}."), wrong
+    twice = Problem("2", "Make 9 from 4, 4 and 1.", "9", "countdown", 1, (1, 4, 4))
+    assert twice.accepts("The answer is 4 + 4 + 1.") and not twice.accepts("The answer is 4 + 5.")
 
 
-def solutions(family, n):
-    """All answers that fit the numbers, by trying everything from 0 to 200."""
-    fits = {
-        "linear": lambda x: n["a"] + n["b"] * x == n["c"],
-        "both_sides": lambda x: n["b"] * x - n["a"] == n["d"] * x + n["e"],
-        "rabbits": lambda x: x <= n["n"] and LEGS[n["many"]] * x + LEGS[n["few"]] * (n["n"] - x) == n["v"],
-        "stamps": lambda x: x <= n["n"] and n["p"] * x + n["q"] * (n["n"] - x) == n["v"],
-        "ages": lambda x: (x + n["t"]) + (x + n["d"] + n["t"]) == n["s"],
-        "sum_product": lambda x: x >= n["s"] - x >= 0 and x * (n["s"] - x) + n["b"] == n["p"],
-        "rectangle": lambda x: x * (x + n["d"]) + n.get("b", 0) == n["a"],
-        "square": lambda x: x ** 2 + n["b"] == n["c"],
-        "consecutive": lambda x: x + (x + 1) + (x + 2) + n["b"] == n["c"],
-        "shopping": lambda x: n["a"] * x + n["b"] * (x + n["d"]) == n["c"],
-    }
-    fits["tickets"] = fits["stamps"]
-    assert family in fits, f"{family}: add to `fits` which x answer it"
-    return [x for x in range(201) if fits[family](x)]
-
-
-def value(side):
-    """'33 - 18' or '17 * 8' -> a number."""
-    total = 0
-    for sign, product in re.findall(r"([+-]?)\s*(\d+(?: \* \d+)*)", side):
-        term = 1
-        for factor in product.split(" * "):
-            term *= int(factor)
-        total += -term if sign == "-" else term
-    return total
-
-
-# ---- the generator --------------------------------------------------------------------------------------------------
-
-def test_answer_is_the_only_one(puzzles):
-    """Bug: the gold answer is wrong, or a second number fits as well (the smaller of two numbers)."""
-    for family, _, _, numbers, problem in puzzles:
-        assert solutions(family, numbers) == [int(problem.answer)], problem
-
-
-def test_question_shows_the_numbers(puzzles):
-    """Bug: a wording leaves out a number that the answer depends on, or a placeholder stays."""
-    for family, _, _, numbers, problem in puzzles:
-        assert not re.search(r"[{}]", problem.question)
-        legs = ("p", "q") if family == "rabbits" else ()  # everybody knows them
-        assert {str(value) for key, value in numbers.items() if key not in legs} <= set(re.findall(r"\w+", problem.question)), problem
-        question, choices = problem.question.split(" Choose from ")
-        assert set(re.findall(r"\d+", question)) <= set(map(str, numbers.values())) and question.endswith("?"), problem
-        assert re.fullmatch(r"\d+(, \d+)*\.", choices), problem
-
-
-def test_choices_do_not_tell(puzzles):
-    """Bug: the answer is not among the choices, or its place among them gives it away."""
-    ranks = collections.defaultdict(collections.Counter)
-    for family, level, _, _, problem in puzzles:
-        choices = [int(n) for n in re.findall(r"\d+", problem.question.split(" Choose from ")[1])]
-        assert choices == sorted(set(choices)) and len(choices) == CHOICES[level]
-        ranks[level][choices.index(int(problem.answer))] += 1
-    for level, counts in ranks.items():
-        expected = sum(counts.values()) / CHOICES[level]
-        assert all(abs(counts[rank] - expected) < 4.5 * expected ** 0.5 for rank in range(CHOICES[level])), (level, counts)
-
-
-def test_checks_say_what_is_so(puzzles):
-    """Bug: a worked check miscalculates, passes answer + 1, or fails the answer; the policy would learn it."""
-    for family, _, _, numbers, problem in puzzles:
-        if family == "tickets":
-            continue  # nobody is taught it
-        answer = int(problem.answer)
-        for x in (answer, answer + 1, max(answer - 1, 0), answer + 10):
-            text = " ".join(pretrain.check_steps(family, numbers, x))
-            for statement in re.findall(r"\d[\d +*-]*(?: = [\d +*-]*\d)+", text):
-                sides = [value(side) for side in statement.split(" = ")]
-                assert len(set(sides)) == 1, text
-            *_, last = re.findall(r"= (\d+)\.", text) or [None]
-            for wanted, gap, side in re.findall(r"It should be (\d+), (?:(\d+) (more|less)|as it is)\.", text):
-                assert int(wanted) == int(last) + int(gap or 0) * (-1 if side == "less" else 1) and gap != "0", text
-            if x == answer:
-                assert {str(value) for value in numbers.values()} - {*LEGS} <= set(re.findall(r"\d+", text)), text
-            fails = bool(re.search(r"more than|\d (more|less)\.", text))
-            assert fails == (x != answer), f"{problem}: {text}"
-
-
-def test_checks_narrow_the_choices(puzzles):
-    """Bug: what a failed check leaves to choose from lacks the answer, still holds the number that failed, or lies on both sides of it."""
-    for family, _, _, numbers, problem in puzzles:
-        if family == "tickets":
-            continue
-        answer = int(problem.answer)
-        numbers = {**numbers, "choices": [int(y) for y in re.findall(r"\d+", problem.question.split(" Choose from ")[1])]}
-        assert "Choose" not in pretrain.check_text(family, numbers, answer, answer)
-        for given in {*numbers["choices"], 1, 12} - {answer}:
-            left = [int(y) for y in re.search(r" Choose from ([\d, ]+)\. Therefore, the answer is incorrect\.$", pretrain.check_text(family, numbers, given, answer))[1].split(", ")]
-            assert left == [y for y in numbers["choices"] if min(left) <= y <= max(left)] and answer in left, problem
-            assert max(left) < given or min(left) > given, problem
-
-
-def test_solutions_say_what_is_so(puzzles):
-    """Bug: a worked solution miscalculates its written part, or ends with another number."""
-    for family, _, _, numbers, problem in puzzles:
-        if family == "tickets":
-            continue
-        text = pretrain.solve_text(family, numbers, int(problem.answer))
-        for statement in text.split(". ")[:-1]:
-            left, right = statement.replace("x", problem.answer).split(" = ")[::len(statement.split(" = ")) - 1]
-            assert value(left) == value(right), text
-        assert text.endswith(f" The answer is {problem.answer}.")
-
-
-def test_times():
-    """Bug: a product is wrong, or a one-digit factor comes before a two-digit one."""
-    for a in range(0, 130):
-        for b in (0, 1, 7, 9, 10, 13, 40, 99):
-            sides = pretrain.times(a, b).rstrip(".").split(" = ")
-            assert {value(side) for side in sides} == {a * b}
-            assert a < 10 or b > 9 or sides[0].startswith(f"{a} *")
-
-
-def test_splits_are_by_numbers(puzzles):
-    """Bug: the same puzzle in other words or with other names is trained on and tested on."""
-    seen, wordings = {}, collections.defaultdict(set)
-    rng = random.Random(1)
-    more = draw_all(rng, [(family, level) for family in FAMILIES for level in (1, 2)], 1000)
-    for family, _, split, numbers, problem in puzzles + more:
-        key = (family, *sorted(numbers.items()))
-        assert seen.setdefault(key, (split, problem.id)) == (split, problem.id)
-        wordings[key].add(problem.question)
-    ids = collections.Counter(id for _, id in seen.values())
-    assert max(ids.values()) == 1  # one id, one puzzle
-    assert sum(len(w) > 1 for w in wordings.values()) > 1000
-
-
-def test_generated_splits_never_meet():
-    """Bug: train and test share a puzzle for some pair of seeds."""
-    sets = {(split, seed): make_puzzles(split, count, seed) for split, count in (("train", 3000), ("test", 600), ("valid", 200)) for seed in (0, 1)}
-    for what in (lambda p: p.id, lambda p: p.question):
-        by_split = {split: {what(p) for s in (0, 1) for p in sets[split, s]} for split in ("train", "test", "valid")}
-        assert not by_split["train"] & by_split["test"] and not by_split["train"] & by_split["valid"] and not by_split["test"] & by_split["valid"]
-    for (split, _), problems in sets.items():
-        assert len({p.id for p in problems}) == len(problems)
-        assert {p.family for p in problems} == set(TRAINED)
+def test_rule_never_runs_text():
+    """Bug: a model's text is evaluated, or a hostile one raises, hangs or takes all memory."""
+    for text in ("__import__('os').getcwd()", "9**9**9**9", "9 // 3", "6 / 2", "[x for x in (3,)]", "True", "1e3", "3.0", "-3",
+                 "(" * 90 + "3" + ")" * 90, "3" * 99, "3 +", "\x00", "\ud800", "3 @ 5", "lambda: 3", "(3, 5)", "3; 5", "3\n5", "~3"):
+        assert not uses_each_once(text, (3, 5), 8), text
+    assert uses_each_once("3 + 5", (5, 3), 8)
 
 
 def test_split_shares():
@@ -177,43 +42,6 @@ def test_split_shares():
     counts = collections.Counter(split_of(f"text {i}") for i in range(10_000))
     assert abs(counts["train"] - 8000) < 200 and abs(counts["valid"] - 500) < 110 and abs(counts["test"] - 1500) < 180
     assert split_of("\ud800") in ("train", "valid", "test")
-
-
-def test_generator_is_deterministic():
-    """Bug: the same seed gives other puzzles in another process (as with Python's own hash), or reads the global generator."""
-    random.seed(1)
-    first = make_puzzles("train", 200, seed=3)
-    random.seed(2)
-    assert make_puzzles("train", 200, seed=3) == first != make_puzzles("train", 200, seed=4)
-    code = "from nanoverify.problems import make_puzzles; print(repr(make_puzzles('train', 200, seed=3)))"
-    for hash_seed in "12":
-        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
-        assert subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True).stdout.strip() == repr(first)
-
-
-def test_shares_of_families_and_levels():
-    """Bug: a family or level is missing from a split, or crowds out the others."""
-    for split in ("train", "test"):
-        counts = collections.Counter((p.family, p.level) for p in make_puzzles(split, 550, seed=0))
-        assert set(counts) == {(family, level) for family in TRAINED for level in LEVELS}
-        assert max(counts.values()) <= 2.5 * 550 / len(counts)
-
-
-def test_thousands_exist():
-    """Bug: ranges are so small that the generator runs dry, repeats itself, or never ends."""
-    problems = make_puzzles("train", 8000, seed=0)
-    assert len({p.question for p in problems}) == 8000
-    with pytest.raises(InputError, match="distinct test puzzles exist for linear"):
-        make_puzzles("test", 10 ** 6, seed=0, families=("linear",))
-    found = make_puzzles("test", 10 ** 6, seed=0, families=("linear",), fewer=True)
-    assert 100 < len({p.question for p in found}) == len(found) < 10 ** 4
-
-
-def test_held_out_families():
-    """Bug: a family for measuring transfer is trained on."""
-    assert len(TRAINED) >= 8 and len(HELD_OUT) >= 1 and not set(TRAINED) & set(HELD_OUT) and set(TRAINED) | set(HELD_OUT) == set(FAMILIES)
-    assert "tickets" not in pretrain.FAMILIES  # not even the shipped policy has met it
-    assert {p.family for p in make_puzzles("test", 40, seed=0, families=HELD_OUT)} == set(HELD_OUT)
 
 
 # ---- readers --------------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from nanoverify import study
 from nanoverify.answers import grade
 from nanoverify.evaluate import COLUMNS
 from nanoverify.files import InputError, write_json, write_jsonl
-from nanoverify.problems import Problem, make_puzzles
+from nanoverify.problems import Problem
+from nanoverify.puzzles import make_puzzles
 from nanoverify.trajectory import Action, Trajectory
 
 

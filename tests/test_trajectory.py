@@ -230,19 +230,19 @@ def test_attempts_for():
 
 
 def test_choose_attempts():
-    """Bug: two attempts give the same answer, the right one is not last, there is more than one, or too many are taken."""
-    texts = [f"Way {i}. The answer is {answer}." for i, answer in enumerate((7, 7, "7.0", 8, 9, 6, 6))]
-    right = [False] * 5 + [True] * 2
-    orders, goods = set(), set()
+    """Bug: two attempts give the same answer, the right one is not last, there is more than one, or too many are taken;
+    a rare wrong answer comes before a frequent one, so that SFT is not shown what the policy believes."""
+    texts = [f"Way {i}. The answer is {answer}." for i, answer in enumerate((8, 7, 7, "7.0", 9, 6, 8, 6))]
+    right = [text.endswith(" 6.") for text in texts]
+    chosen_texts = set()
     for seed in range(40):
         for count in range(1, 7):
             chosen = choose_attempts(texts, right, count, random.Random(seed))
             numbers = [float(text.split()[-1].rstrip(".")) for text in chosen]
-            assert numbers[-1] == 6 and 6 not in numbers[:-1] and len(set(numbers)) == len(numbers) == min(count, 4)
+            assert numbers == [*[7, 8, 9][: count - 1], 6]
             assert set(chosen) <= set(texts)
-        orders.add(tuple(numbers))
-        goods.add(chosen[-1])
-    assert len(orders) == 6 and len(goods) == 2  # neither the order nor the solution is always the same
+        chosen_texts |= set(chosen)
+    assert chosen_texts == set(texts)  # no solution is always left out
 
 
 def test_choose_attempts_without_choice():
