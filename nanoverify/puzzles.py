@@ -24,8 +24,8 @@ from nanoverify.files import InputError
 from nanoverify.problems import Problem, split_of
 
 LEVELS = (1, 2, 3, 4, 5)
-UNKNOWN = {1: (2, 9), 2: (2, 14), 3: (3, 20), 4: (4, 30), 5: (5, 40)}  # the number to be found
-SMALL = {1: (1, 12), 2: (1, 25), 3: (1, 50), 4: (5, 75), 5: (10, 99)}  # what is added or taken away
+UNKNOWN = {1: (2, 7), 2: (2, 10), 3: (2, 13), 4: (3, 16), 5: (4, 20)}  # the number to be found
+SMALL = {1: (1, 9), 2: (1, 15), 3: (1, 25), 4: (1, 40), 5: (1, 60)}  # what is added or taken away
 NAMES = ("Ann", "Bob", "Eva", "Tom", "Mia", "Sam")
 
 
@@ -119,14 +119,14 @@ LEGS = {"chickens": 2, "rabbits": 4, "beetles": 6}
 
 
 def draw_rabbits(rng, level):
-    x, y = number(rng, level), rng.randint(2, 4 * level)
+    x, y = number(rng, level), rng.randint(2, 3 * level)
     few, many = sorted(rng.sample(sorted(LEGS), 2), key=LEGS.get)
     p, q = LEGS[many], LEGS[few]
     return {"many": many, "few": few, "p": p, "q": q, "n": x + y, "v": p * x + q * y}, x
 
 
 def draw_stamps(rng, level):
-    x, y, p = number(rng, level), rng.randint(2, 4 * level), factor(rng, level, 3)
+    x, y, p = number(rng, level), rng.randint(2, 3 * level), factor(rng, level, 3)
     q = rng.randint(2, p - 1)
     return {"n": x + y, "p": p, "q": q, "v": p * x + q * y}, x
 
@@ -165,7 +165,7 @@ tickets = Family(
 
 
 def draw_ages(rng, level):
-    x, d, t = number(rng, level), rng.randint(1, 5 * level), rng.randint(1, 4 * level)
+    x, d, t = number(rng, level), rng.randint(1, 3 * level), rng.randint(1, 3 * level)
     return {"d": d, "t": t, "s": 2 * x + d + 2 * t}, x
 
 
@@ -261,7 +261,7 @@ consecutive = Family(
 
 
 def draw_shopping(rng, level):
-    x, d = number(rng, level), rng.randint(1, 5 * level)
+    x, d = number(rng, level), rng.randint(1, 3 * level)
     a, b = rng.randint(2, 2 + level), rng.randint(2, 2 + level)
     return {"d": d, "a": a, "b": b, "c": a * x + b * (x + d)}, x
 
@@ -279,8 +279,8 @@ shopping = Family(
 # ---- Countdown: the answer is an expression --------------------------------------------------------------------------
 
 HOW_MANY = {1: 2, 2: 3, 3: 3, 4: 3, 5: 4}  # numbers to be used, by level
-UP_TO = {1: 20, 2: 9, 3: 15, 4: 25, 5: 12}
-LARGEST = 200  # of all that is computed on the way
+UP_TO = {1: 12, 2: 6, 3: 9, 4: 12, 5: 9}
+LARGEST = 120  # of all that is computed on the way
 
 
 def combine(rng, numbers):

@@ -16,6 +16,7 @@ from nanoverify.problems import Problem, read_problems, split_of
 from nanoverify.puzzles import make_puzzles
 from nanoverify.tokenizer import Tokenizer
 
+TEST_DRAW = 1  # the seed of the puzzles that are evaluated on; seed 0 was used while choosing
 POLICY = str(Path(__file__).parent / "policy")  # the shipped initial policy
 
 
@@ -53,6 +54,8 @@ def add_question_flags(parser):
     group.add_argument("--questions", nargs="+", metavar="FILE", help="JSONL: GSM8K, MATH or plain (default: the built-in puzzles)")
     group.add_argument("--test-questions", nargs="+", metavar="FILE",
                        help="JSONL to evaluate on (default: 15%% of --questions, chosen by hash; test puzzles)")
+    group.add_argument("--split", choices=("test", "valid"), default="test",
+                       help="built-in puzzles to evaluate on: test, once, or valid, to choose by (default: test)")
     group.add_argument("--skip-bad-lines", action="store_true", help="leave out and count lines that cannot be used, instead of stopping at the first")
     group.add_argument("--test-count", type=positive, default=1000, help="questions evaluated (default: %(default)s)")
 
@@ -159,7 +162,7 @@ def test_problems(args) -> list[Problem]:
         if not problems:
             raise InputError(f"{', '.join(args.questions)}: no question falls into the 15% kept for testing; give --test-questions")
     else:
-        return make_puzzles("test", args.test_count, seed=0)
+        return make_puzzles(args.split, args.test_count, TEST_DRAW, fewer=True)
     return random.Random(0).sample(problems, min(args.test_count, len(problems)))
 
 
@@ -168,7 +171,7 @@ def test_problems(args) -> list[Problem]:
 def asked(args) -> dict:
     """What makes two evaluations comparable."""
     questions = hashlib.sha256("\n".join(problem.question for problem in test_problems(args)).encode("utf-8", "surrogatepass")).hexdigest()
-    return {"questions": args.questions, "test_questions": args.test_questions, "test_count": args.test_count,
+    return {"questions": args.questions, "test_questions": args.test_questions, "split": args.split, "test_count": args.test_count,
             "max_new_tokens": args.max_new_tokens, "sha256": questions}
 
 

@@ -36,7 +36,7 @@ from nanoverify.evaluate import COLUMNS, metrics, respond, share
 from nanoverify.files import InputError, output_folder, read_json, read_jsonl, run, write_json, write_jsonl, writing
 from nanoverify.pretrain import solve_text
 from nanoverify.puzzles import HELD_OUT, LEVELS, make_puzzles, puzzles_with_numbers
-from nanoverify.stage import POLICY
+from nanoverify.stage import POLICY, TEST_DRAW
 from nanoverify.tokenizer import Tokenizer
 
 PAPER = ["--dual-clip", "inf", "--plain-outcome", "--punish-cut", "--may-give-up", "--may-repeat", "--decay", 1, "--min-count", 10, "--average", 0, "--beta", 0.05,
@@ -110,7 +110,7 @@ def write_solutions(out: Path, rows: list[dict]):
 def majority(main: Path, seed: int) -> dict:
     """first_accuracy: of one sample; final_accuracy: of the answer given most often, the earliest of these on a tie; by level, too."""
     saved = read_json(main / "evaluation.json")
-    problems, columns = make_puzzles("test", saved["asked"]["test_count"], seed=0), saved["columns"]
+    problems, columns = make_puzzles("test", saved["asked"]["test_count"], TEST_DRAW), saved["columns"]
     votes = max(round(columns["RL"]["tokens_per_response"] / columns["base"]["tokens_per_response"]), 1)
     rows = respond(load_model(POLICY, "cpu"), Tokenizer.load(POLICY), problems, votes, 64, 1.0, seed)
     chosen = []
@@ -158,9 +158,9 @@ def beyond(model: str, at: Path) -> dict:
     greedy = lambda problems, longest: [row[0] for row in respond(policy, tokenizer, problems, 1, longest, 0.0)]
     found = {}
     for family in HELD_OUT:
-        values = metrics(greedy(make_puzzles("test", 100, seed=0, families=[family]), 384))
+        values = metrics(greedy(make_puzzles("test", 100, TEST_DRAW, [family]), 384))
         found |= {f"{short}_{family}": values[key] for short, key in SHORT.items()}
-    long = greedy(make_puzzles("test", 1000, seed=0), LONG)
+    long = greedy(make_puzzles("test", 1000, TEST_DRAW), LONG)
     found |= {f"final_within_{k}": share(t.solves[:k][-1].right for t in long) for k in ALLOWED}
     write_json(at, found)
     return found
