@@ -12,10 +12,10 @@ Before anything is timed, both must write the same greedy text and find the same
     sample        64 puzzles x 8 samples at temperature 1, each as long as it is; tokens up to and including the end token. ours:
                   `generate` as `evaluate.respond` calls it; peer: transformers' `generate`, left padded, batches of as many rows
     sample-large  8 prompts of 64 tokens x 4 samples, up to 128 tokens
-    rl            one step of train_rl.py with its defaults on 32 questions x 8: rollout, scoring, advantages, 2 optimizer steps; without its
-                  log, saves and moving average. As in training, questions whose samples all got one reward are neither scored nor learned from.
-                  peer: one rollout of trl.GRPOTrainer (transformers' generation, outcome reward) and its 2 optimizer steps, which learn
-                  all of it; from the beginning of the first step to the end of the second
+    rl            one step of train_rl.py with its defaults on 32 questions x 8: rollout, advantages, 4 optimizer steps; without its log
+                  and saves. As in training, responses whose advantages are all 0 are not learned from.
+                  peer: one rollout of trl.GRPOTrainer (transformers' generation, outcome reward) and its 4 optimizer steps, which learn
+                  all of it; from the beginning of the first step to the end of the last
     sft           10 optimizer steps on 8 trajectories each, as train_sft.py takes them; tokens without padding. peer: the loss of
                   transformers on the right padded batch, clipping, fused AdamW
     limit         memory bandwidth (the sum of 512 MB, or a copy) and matrix products (square, bf16 or fp32), the best of 5. Of the limit:
@@ -42,7 +42,6 @@ import train_rl
 import train_sft
 from nanoverify.checkpoint import find_folder, load_model
 from nanoverify.cost import now
-from nanoverify.evaluate import respond
 from nanoverify.export import outcome_rewards, question_row
 from nanoverify.files import InputError, run
 from nanoverify.model import autocast
@@ -213,18 +212,15 @@ def sft(model, tokenizer, peer, rows, args) -> dict:
 
 def rl(model, tokenizer, trl: bool, args) -> dict:
     problems = make_puzzles("train", args.prompts, args.seed)
+    settings = train_rl.PPO(tokenizer.vocab_size, minibatches=args.minibatches, micro_tokens=args.micro_tokens)
 
     def ours(number):  # as in train_rl.main
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0, fused=True)
+        _, optimizer = train_rl.learner(model, args)
         began = now(args.device)
-        rows = respond(model, tokenizer, problems, args.samples, args.max_new_tokens, args.temperature, seed=number, batch_size=args.batch_size)
-        trajectories = [t for row in rows for t in row]
-        prompts = [tokenizer.prompt(SOLVE_PROMPT.format(question=t.problem.question)) for t in trajectories]
-        old = train_rl.score(model, tokenizer, prompts, trajectories, train_rl.scored(trajectories, args), args)
-        mask = torch.tensor([[float(t < len(x.ids)) for t in range(old.shape[2])] for x in trajectories])
-        advantages, returns, _ = train_rl.advantages_of(trajectories, torch.zeros_like(mask), old[2], mask, {}, args, random.Random(number))
-        train_rl.update(model, None, optimizer, tokenizer, prompts, trajectories, advantages, old, returns, args, random.Random(number), "rl")
-        return now(args.device) - began, int(mask.sum()), 0, 0
+        rollout = train_rl.sample(model, tokenizer, problems, number, args)
+        train_rl.weigh(rollout, train_rl.Rules(), random.Random(number))
+        train_rl.update(model, None, optimizer, rollout, settings, random.Random(number), "rl")
+        return now(args.device) - began, int(rollout.mask.sum()), 0, 0
     theirs = {f"TRL, {name}": lambda number, bf16=name == "bf16": trl_step(problems, args, bf16, number) for name in ("bf16", "fp32")}
     return {"ours": ours, **(theirs if trl else {})}
 
@@ -309,7 +305,7 @@ def main(argv=None):
         return {name: load_peer(folder, args.device, dtype) for name, dtype in precisions.items()}
     training = ["--model", args.model, "--device", args.device, "--seed", str(args.seed), "--batch-size", str(args.batch_size),
                 "--max-new-tokens", str(args.max_new_tokens)]
-    sft_args, rl_args = train_sft.flags([*training, "--data", args.data]), train_rl.flags([*training, "--prompts", str(args.prompts // 2)])
+    sft_args, rl_args = train_sft.flags([*training, "--data", args.data]), train_rl.flags([*training, "--prompts", str(args.prompts // 2), "--lr", "0"])
     rows = train_sft.read_rows(sft_args, tokenizer, model.config.max_position_embeddings)[0] if "sft" in parts else []
     questions = [SOLVE_PROMPT.format(question=problem.question) for problem in make_puzzles("test", max(args.prompts, 64), seed=0)]
     cases = {"sample": (model, tokenizer, peers_of(args.model), [tokenizer.prompt(question) for question in questions[: args.prompts]], 8, args.max_new_tokens)}

@@ -10,6 +10,7 @@ Greedy by default. Accuracies are shares of questions; the others are shares of 
 """
 import argparse
 import json
+from dataclasses import replace
 
 from nanoverify.files import run, write_jsonl
 from nanoverify.model import autocast
@@ -22,12 +23,13 @@ from nanoverify.verifier import agreement
 
 def respond(model, tokenizer, problems: list[Problem], samples_per_prompt: int, max_new_tokens: int, temperature: float,
             seed: int = 0, batch_size: int = 512, progress: str = "") -> list[list[Trajectory]]:
-    """Ask each question and parse what comes: [problem][sample]."""
+    """Ask each question and parse what comes: [problem][sample]. Each response keeps the log-probs it was drawn with."""
     prompts = [tokenizer.prompt(SOLVE_PROMPT.format(question=problem.question)) for problem in problems]
     with autocast(model.lm_head.weight.device):
         samples = generate(model, prompts, samples_per_prompt, max_new_tokens, tokenizer.stop_ids, tokenizer.vocab_size,
                            temperature=temperature, seed=seed, batch_size=batch_size, progress=progress)
-    return [[parse(problem, sample.ids, sample.finished, tokenizer) for sample in row] for problem, row in zip(problems, samples)]
+    return [[replace(parse(problem, sample.ids, sample.finished, tokenizer), logprobs=sample.logprobs) for sample in row]
+            for problem, row in zip(problems, samples)]
 
 
 def share(hits) -> float | None:
@@ -100,7 +102,8 @@ def report(trajectories: list[Trajectory]) -> dict:
 
 
 COLUMNS = ("first_accuracy", "final_accuracy", "verification_accuracy", "error_recall", "correct_precision", "incorrect_to_correct",
-           "correct_to_incorrect", "tpr", "tnr", "trials", "repeats", "well_formed", "follows_verdict", "tokens_per_response")
+           "correct_to_incorrect", "tpr", "tnr", "trials", "repeats", "well_formed", "follows_verdict", "tokens_per_response",
+           "truncated")
 
 
 def cell(name: str, value: float | None) -> str:

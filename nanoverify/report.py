@@ -19,7 +19,6 @@ from nanoverify.files import InputError, read_json, read_jsonl, run
 from nanoverify.problems import Problem
 from nanoverify.trajectory import OPENING, Action, Trajectory
 
-ROWS = (*COLUMNS, "truncated")
 TRANSCRIPTS = {"trajectories.jsonl": "composed for SFT", "responses.jsonl": "answers to the evaluation, greedy", "rollouts.jsonl": "rollout of the last step"}
 LABELS = ("wrong → right", "right → wrong", "false alarm", "missed error")
 MOST, MOST_CHARACTERS, MOST_POINTS = 300, 500_000, 500  # transcripts of a folder, their text, points of a curve
@@ -28,15 +27,16 @@ MOST, MOST_CHARACTERS, MOST_POINTS = 300, 500_000, 500  # transcripts of a folde
 GLOSSARY = {
     "reward": "mean outcome reward of the rollout, between -1 and +1",
     "groups_without_spread": "share of questions whose samples all got the same outcome: no outcome signal",
-    "approx_kl": "mean of r - 1 - log r over responses with an advantage: how far the update moved from the rollout policy (with --offline: from the SFT model)",
+    "approx_kl": "mean of r - 1 - log r, log r clamped to -1..1, over responses with an advantage: how far the update moved from the rollout policy (with --offline: from the SFT model)",
     "clipped_low, clipped_high": "share of tokens, of responses with an advantage, whose gradient the clip cut off",
     "ratio_min, ratio_max": "extremes of r over all minibatches",
-    "entropy": "of the next token, mean over the tokens of the scored responses, at the rollout temperature; with --reward outcome alone these answer questions of both outcomes",
-    "kl_to_reference": "mean log-prob minus the SFT model's (only with --beta or --offline)",
-    "advantage_abs, advantage_max": "mean and largest absolute advantage",
-    "value_loss, explained_variance": "of the value head (only with --advantage gae)",
+    "mismatch": "mean absolute log r before the first update of the rollout: sampler and trainer have the same weights there and differ by rounding (with --offline: and by all updates before)",
+    "entropy": "mean of -log p of the sampled tokens, an unbiased estimate of the entropy of the next token, at the rollout temperature",
+    "kl_to_reference": "mean log-prob minus the SFT model's (only with --beta)",
+    "advantage_abs": "mean absolute advantage of the response tokens, before they are normalised",
+    "value_loss, explained_variance": "of the value head, over actions (only with --advantage gae)",
     "grad_norm, lr, tokens, longest": "before clipping at 1; learning rate; response tokens; longest response",
-    "seconds_rollout, seconds_score, seconds_update": "where the time goes: sampling; old and reference log-probs; PPO",
+    "seconds_rollout, seconds_score, seconds_update": "where the time goes: sampling; reference log-probs and values; PPO",
     "loss, kl": "SFT: cross-entropy of the learned tokens; their KL from the base model (only with --kl)",
     "epoch, learned_tokens, seconds": "SFT: passes over the data; tokens the loss mask selects; duration of the step",
     "count": "responses the metrics are taken of",
@@ -63,7 +63,7 @@ def read_run(path: str) -> dict:
     running = folder.suffix == ".part"
     lines = [line for _, line in read_jsonl(folder / "metrics.jsonl", growing=running)] if "metrics.jsonl" in there else []
     columns = read_json(folder / "evaluation.json").get("columns") if "evaluation.json" in there else {}
-    if not isinstance(columns, dict) or not all(isinstance(values, dict) and {"count", "by_level", *ROWS} <= values.keys() for values in columns.values()):
+    if not isinstance(columns, dict) or not all(isinstance(values, dict) and {"count", "by_level", *COLUMNS} <= values.keys() for values in columns.values()):
         raise InputError(f"{folder}/evaluation.json: not an evaluation of this version")
     if not all("step" in line for line in lines):
         raise InputError(f"{folder}/metrics.jsonl: a line without a step")
@@ -166,7 +166,7 @@ def page(runs: list[dict]) -> str:
                ("family", "any family", [(family, family) for family in sorted(values("family"))])]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
-    return template.render(runs=runs, sets=sets, columns=columns, rows=ROWS, cell=cell, definitions=definitions(), filters=filters,
+    return template.render(runs=runs, sets=sets, columns=columns, rows=COLUMNS, cell=cell, definitions=definitions(), filters=filters,
                            attempts=attempts, attempt_levels=tidy(level for found in attempts.values() for level in found),
                            curves={each["path"]: curves(each["lines"]) for each in runs})
 

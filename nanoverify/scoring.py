@@ -102,16 +102,6 @@ def token_log_probs(hidden, weight, ids, vocab_size: int, temperature: float = 1
     return in_chunks(chunk, (hidden, ids), weight.shape[0])[0]
 
 
-@torch.no_grad()
-def log_probs_and_entropy(hidden, weight, ids, vocab_size: int, temperature: float = 1.0):
-    """`token_log_probs` without gradient, and the entropy of each id's whole distribution. -> (N,), (N,)."""
-    def chunk(hidden, ids):
-        log_probs = all_log_probs(hidden, weight, vocab_size, temperature)
-        entropy = -(log_probs.exp() * log_probs.clamp(min=-1e4)).sum(-1)  # clamped, for 0 * -inf is NaN
-        return log_probs.gather(-1, ids[:, None])[:, 0], entropy
-    return in_chunks(chunk, (hidden, ids), weight.shape[0])
-
-
 def kl_divergence(hidden, weight, base_hidden, base_weight, vocab_size: int):
     """KL(policy || base) of each token, (N,), over the whole vocabulary."""
     def chunk(hidden, base_hidden):

@@ -2,8 +2,8 @@
 
 A run works in OUT.part, which becomes OUT at its end. Every --save-every steps the training scripts write OUT.part/state/STEP:
 
-    tensors.safetensors   weights, Adam's moments, the value head, the average of the weights
-    state.json            step, arguments, fingerprints of what was read, running baselines, length of metrics.jsonl
+    tensors.safetensors   weights, Adam's moments, the value head
+    state.json            step, arguments, fingerprints of what was read, length of metrics.jsonl
     manifest.json         SHA-256 of both; a folder without it, or that differs from it, is not used
 
 It is written under another name, synced to disk and renamed; only then older ones go. There is no random state in it:
@@ -141,11 +141,10 @@ def go_on(folder: Path, run: dict, args, model, optimizer, value_head=None) -> d
     with writing(log):
         log.touch()
         os.truncate(log, lines.rfind(b"\n") + 1)
-    average = [tensors[f"average.{number}"] for number in range(sum(name.startswith("average.") for name in tensors))]
-    return {**state, "average": average}
+    return state
 
 
-def save_step(folder: Path, line: dict, last: int, state: dict, args, caught: list, model, optimizer, value_head=None, average=()):
+def save_step(folder: Path, line: dict, last: int, state: dict, args, caught: list, model, optimizer, value_head=None):
     """Append the line of a step to metrics.jsonl. Every --save-every steps, at step `last` and after a signal save the state;
     after a signal end the process, with exit code 128 + its number (130 for Ctrl-C, 143 for SIGTERM)."""
     text, path, then = json_line(line), folder / "metrics.jsonl", "make room, then go on with --resume"
@@ -154,8 +153,7 @@ def save_step(folder: Path, line: dict, last: int, state: dict, args, caught: li
     if line["step"] % args.save_every == 0 or line["step"] == last or caught:
         with writing(path, len(text), then):
             sync(path)
-        tensors = training_tensors(model, optimizer, value_head) | {f"average.{number}": mean for number, mean in enumerate(average)}
-        save_state(folder / "state", line["step"], tensors,
+        save_state(folder / "state", line["step"], training_tensors(model, optimizer, value_head),
                    {**state, "metrics_bytes": path.stat().st_size}, args.keep)
     if caught:
         print(f"stopped behind step {line['step']}; --resume goes on", file=sys.stderr)
@@ -163,8 +161,8 @@ def save_step(folder: Path, line: dict, last: int, state: dict, args, caught: li
 
 
 def state_bytes(model, keep: int) -> int:
-    """Room for `keep` states and the one being written (weights, two moments, average) and for the trained model, in fp32."""
-    return 4 * sum(parameter.numel() for parameter in model.parameters()) * (4 * (keep + 1) + 1)
+    """Room for `keep` states and the one being written (weights, two moments) and for the trained model, in fp32."""
+    return 4 * sum(parameter.numel() for parameter in model.parameters()) * (3 * (keep + 1) + 1)
 
 
 def identity(args, *files) -> dict:

@@ -4,13 +4,13 @@
     python -m nanoverify.study --arms main --seeds 0 1 2   # the three scripts alone
     python -m nanoverify.findings results/study.csv        # the README's tables
 
-Arms: `main` is the three scripts with their defaults, rows base, SFT and outcome; the others start from main's data or SFT model of the same seed.
-    process, both       RL with other rewards; pay-first, pay-first-slow: process rewards for the first solve, too, as in the paper; with a third of the learning rate
-    gae                 both, with GAE and a value head instead of leave-one-out and contexts, and -1 for cut actions
-    per-action          one ratio for each action; kl, kl-k2, kl-k3: with the KL to the SFT model; clip-higher, filter
-    offline             sampled once, questions of which 10 to 70% are right; offline-all: all of them
-    paper-outcome, paper-process     as in the paper, as far as flags reach: not its learning rate and steps, and -1 for actions out of turn stays
-    own-judge           no gold answers in stage 2: the base's own verification of an answer is the reward
+Arms: `main` is the three scripts with their defaults, rows base, SFT and both; the others start from main's data or SFT model of the same seed.
+    outcome, process    RL with one of the two rewards
+    gae                 GAE and a value head instead of leave-one-out and contexts
+    kl                  with the KL to the SFT model
+    filter              without questions that are always or never solved
+    offline             sampled once, questions of which 10 to 70% are right
+    plain-outcome, plain-process     as in the paper, but for learning rate, steps and questions a step
     weak                stage 1 stopped after 150 steps, when one check in six is still wrong; weak-outcome, weak-process: RL from there
     problem-solving, both-styles     SFT on trajectories whose verifications are in this style, in either
     gold                SFT on the puzzles' own solutions; correct-only: on the base's right ones; as many as there are trajectories
@@ -39,23 +39,19 @@ from nanoverify.puzzles import HELD_OUT, LEVELS, make_puzzles, puzzles_with_numb
 from nanoverify.stage import POLICY, TEST_DRAW
 from nanoverify.tokenizer import Tokenizer
 
-PAPER = ["--dual-clip", "inf", "--plain-outcome", "--punish-cut", "--may-give-up", "--may-repeat", "--decay", 1, "--min-count", 10, "--average", 0, "--beta", 0.05,
-         "--temperature", 0.7, "--samples", 4, "--minibatches", 4, "--filter", 4, "--count", 3000]
+PAPER = ["--plain", "--beta", 0.05, "--temperature", 0.7, "--samples", 4]
 VARIANTS = {  # of RL, from main's SFT model; weak-...: from that of arm weak
-    "process": ["--reward", "process"], "both": ["--reward", "both"], "weak-process": ["--reward", "process"], "weak-outcome": [],
-    "pay-first": ["--reward", "process", "--pay-first"], "pay-first-slow": ["--reward", "process", "--pay-first", "--lr", 1e-4],
-    "gae": ["--reward", "both", "--advantage", "gae"],
-    "offline": ["--offline", 2000, "--beta", 0.1], "offline-all": ["--offline", 2000, "--beta", 0.1, "--offline-accuracy", 0, 1],
-    "no-sft": ["--model", POLICY], "shuffled": ["--shuffle-rewards"], "lr0": ["--lr", 0, "--steps", 5], "own-judge": ["--reward-from", POLICY],
-    "paper-outcome": PAPER, "paper-process": ["--reward", "process", "--pay-first", *PAPER],
-    "kl": ["--beta", 0.05], "kl-k2": ["--beta", 0.05, "--kl", "k2"], "kl-k3": ["--beta", 0.05, "--kl", "k3"],
-    "per-action": ["--ratio", "action"], "clip-higher": ["--clip-high", 0.28], "filter": ["--filter", 4, "--count", 3000]}
+    "outcome": ["--reward", "outcome"], "process": ["--reward", "process"],
+    "weak-outcome": ["--reward", "outcome"], "weak-process": ["--reward", "process"],
+    "gae": ["--advantage", "gae"], "offline": ["--offline", 2000, "--beta", 0.1],
+    "no-sft": ["--model", POLICY], "shuffled": ["--shuffle-rewards"], "lr0": ["--lr", 0, "--steps", 5],
+    "kl": ["--beta", 0.05], "filter": ["--filter", 4, "--count", 3000],
+    "plain-outcome": ["--reward", "outcome", *PAPER], "plain-process": ["--reward", "process", *PAPER]}
 STYLES = {"problem-solving": ["problem-solving"], "both-styles": ["problem-solving", "confirmative"]}
 SEEDS = {  # every arm, in the order of the table: how many seeds it is run with
-    **dict.fromkeys(("main", "process", "both"), 5),
-    **dict.fromkeys(("weak", "weak-process", "weak-outcome", "problem-solving", "both-styles", "gold", "correct-only", "gae", "offline", "offline-all"), 3),
-    **dict.fromkeys(("majority", "no-sft", "shuffled", "lr0"), 3), "pay-first-slow": 2,
-    **dict.fromkeys(("pay-first", "own-judge", "paper-outcome", "paper-process", "kl", "kl-k2", "kl-k3", "per-action", "clip-higher", "filter"), 1)}
+    **dict.fromkeys(("main", "outcome", "process"), 5),
+    **dict.fromkeys(("weak", "weak-process", "weak-outcome", "problem-solving", "both-styles", "gold", "correct-only", "gae", "offline"), 3),
+    **dict.fromkeys(("plain-outcome", "plain-process", "majority", "no-sft", "shuffled", "lr0"), 3), **dict.fromkeys(("kl", "filter"), 1)}
 LONG, ALLOWED = 900, (1, 2, 4, 8, 16)  # tokens of the long responses, for which the policy's context has room; attempts after which they are cut
 SHORT = {"first": "first_accuracy", "final": "final_accuracy", "VA": "verification_accuracy"}  # of the unseen families: name in the table, in the evaluation
 FAILURES = ("failed_missed", "failed_rejected", "failed_otherwise")
@@ -189,7 +185,7 @@ def run_arm(arm: str, root: Path, seed: int) -> dict[str, dict]:
         columns = read_json(main / "evaluation.json")["columns"]
         return {"base": {**row_of(columns["base"], seconds=seconds(data)), **beyond(POLICY, root / "base-beyond.json")},
                 "SFT": {**row_of_folder(sft, columns["SFT"]), **beyond(str(sft), sft / "beyond.json")},
-                "outcome": {**row_of_folder(main, columns["RL"]), **beyond(str(main), main / "beyond.json")}}
+                "both": {**row_of_folder(main, columns["RL"]), **beyond(str(main), main / "beyond.json")}}
     if arm == "majority":
         return {arm: row_of(majority(main, seed))}
     if arm in VARIANTS:
@@ -203,7 +199,7 @@ def run_arm(arm: str, root: Path, seed: int) -> dict[str, dict]:
         elif not folder.exists():
             gold(data, folder) if arm == "gold" else correct_only(data, folder, seed)
         stage("train_sft", out, "--seed", seed, "--data", folder / "trajectories.jsonl")
-    more = beyond(str(out), out / "beyond.json") if arm in ("process", "both") else {}
+    more = beyond(str(out), out / "beyond.json") if arm in ("outcome", "process") else {}
     return {arm: {**row_of_folder(out, list(read_json(out / "evaluation.json")["columns"].values())[-1]), **more}}
 
 
@@ -224,7 +220,7 @@ def read_table(path: Path) -> dict[tuple[str, int], dict]:
 
 def write_table(path: Path, rows: dict[tuple[str, int], dict]):
     """Sorted by arm, as in SEEDS, and seed; complete or not at all."""
-    order = ["base", "SFT", "outcome", *SEEDS]
+    order = ["base", "SFT", "both", *SEEDS]
     part = path.with_name(path.name + ".part")
     with writing(part):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -238,7 +234,7 @@ def write_table(path: Path, rows: dict[tuple[str, int], dict]):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="+", choices=tuple(SEEDS), default=list(SEEDS), metavar="ARM", help="default: all")
-    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="default: 0 to 4 for main, process and both; 0 to 2, or 0, for the others")
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="default: 0 to 4 for main, outcome and process; 0 to 2, or 0, for the others")
     parser.add_argument("--out", default="out/study", metavar="DIR", help="default: %(default)s")
     parser.add_argument("--results", default="results/study.csv", metavar="FILE", help="one row per arm and seed (default: %(default)s)")
     args = parser.parse_args(argv)

@@ -22,7 +22,7 @@ token positions, an action's span begins with the phrase that opens it, and the 
 import math
 import re
 from bisect import bisect_left
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from nanoverify.answers import extract, grade, verdict
 from nanoverify.problems import SOLVE_PROMPT, Problem
@@ -51,6 +51,7 @@ class Trajectory:
     ids: list[int]  # the response, the end token included if `finished`
     finished: bool  # False: cut by the token limit
     actions: list[Action]
+    logprobs: list[float] = field(default_factory=list)  # sampled: of each id, as it was drawn
 
     @property
     def solves(self):

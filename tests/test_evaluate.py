@@ -42,6 +42,13 @@ def test_metrics_by_hand():
         "tokens_per_response": 46 / 7, "truncated": 1 / 7}
 
 
+def test_recall_is_not_precision():
+    """Bug: error recall is taken of the solves called incorrect, correct precision of the right ones."""
+    found = metrics([made("s- vn s- vn s+ vy"), made("s+ vy"), made("s+ vy"), made("s+ vn s- vy"), made("s- v? s+ v?")])
+    assert found["error_recall"] == pytest.approx(2 / 4)  # wrong: n, n, y, ?; of the three called incorrect two are wrong
+    assert found["correct_precision"] == pytest.approx(3 / 4)  # said yes: right, right, right, wrong; of five right ones three
+
+
 @pytest.mark.parametrize("form, finished, moves", [
     ("s+ vy", True, [1]), ("s+ vn", True, [0]), ("s+ vy s+ vy", True, [0, 1]), ("s- vn s+ vy", True, [1, 1]), ("s- vn vy", True, [0, 1]),
     ("s- v? s+ vy", True, [1]), ("s- vn s+ vn", False, [1]), ("s+ vy s+", True, [0]), ("s+", True, []), ("s- v?", True, [])])
@@ -98,6 +105,29 @@ def test_respond_pairs_questions_with_answers():
     assert [[t.problem for t in row] for row in rows] == [[p, p] for p in problems]
     assert [[t.ids for t in row] for row in rows] == [run([p])[0] for p in problems]
     assert len({tuple(row[0].ids) for row in rows}) > 1
+
+
+def test_evaluation_is_greedy():
+    """Bug: the figures of a stage are those of sampled responses, and change with the seed."""
+    tokenizer = byte_tokenizer()
+    model = tiny_model(tokenizer.vocab_size, context=512)
+    problems = [Problem(str(n), "why " * n, "6", "f", None) for n in range(6)]
+    ids = lambda seed: [t.ids for t in evaluate.evaluate(model, tokenizer, problems, argparse.Namespace(max_new_tokens=8, seed=seed, batch_size=4))]
+    assert ids(0) == ids(1) == [row[0].ids for row in respond(model, tokenizer, problems, 1, 8, 0.0)]
+
+
+def test_evaluation_asks_what_no_stage_learns(tmp_path):
+    """Bug: test questions depend on the seed, are training puzzles, or the 15% of --questions kept for testing are trained on."""
+    args = lambda seed, **more: argparse.Namespace(**{**dict(questions=None, test_questions=None, test_count=40, skip_bad_lines=False, seed=seed), **more})
+    asked = stage.test_problems(args(0))
+    assert asked == stage.test_problems(args(1))
+    questions = lambda problems: {problem.question for problem in problems}
+    assert not questions(asked) & questions(stage.train_problems(args(0), 3000)) and questions(asked) <= questions(make_puzzles("test", 40, 0))
+    path = tmp_path / "q.jsonl"
+    path.write_text("".join(json.dumps({"question": f"{n}?", "answer": "1"}) + "\n" for n in range(200)))
+    learned, kept = (questions(found) for found in (stage.train_problems(args(0, questions=[str(path)]), 500),
+                                                    stage.test_problems(args(0, questions=[str(path)], test_count=500))))
+    assert not learned & kept and len(learned) > 100 and 10 < len(kept) < 60
 
 
 def test_command_line(tmp_path, capsys, monkeypatch):

@@ -50,13 +50,13 @@ def test_claims_name_arms_and_columns_that_exist():
     """Bug: a claim about a column nobody writes stops the tables after hours; one about an arm nobody runs stays unclear for ever."""
     comparisons = [one for _, _, _, found in (*findings.FINDINGS, *findings.EARLY_FINDINGS, *findings.CONTROLS) for one in found]
     assert {column for one in comparisons for column in (one[1], *one[4:5])} <= set(HEADER)
-    assert {arm for one in comparisons for arm in (one[0], one[3]) if isinstance(arm, str)} <= {"base", "SFT", "outcome", *SEEDS}
+    assert {arm for one in comparisons for arm in (one[0], one[3]) if isinstance(arm, str)} <= {"base", "SFT", "both", *SEEDS}
     assert {one[2] for one in comparisons} <= {">", "<", ">=", "<=", "~", "="}
 
 
 def test_every_arm_stands_in_one_table(tmp_path):
     """Bug: an arm is there twice, or in none."""
-    rows = {(arm, 0): {"arm": arm, "seed": 0, **dict.fromkeys(HEADER[2:], "0.5")} for arm in ("base", "SFT", "outcome", *SEEDS) if arm != "main"}
+    rows = {(arm, 0): {"arm": arm, "seed": 0, **dict.fromkeys(HEADER[2:], "0.5")} for arm in ("base", "SFT", "both", *SEEDS) if arm != "main"}
     text = findings.tables(rows)
     assert "| | base, 1 seed | SFT, 1 seed | process, 1 seed | both, 1 seed | outcome, 1 seed |" in text.splitlines()
     assert all(text.count(f"\n| `{arm}` | 1 |") == (arm not in findings.STAGES) for arm, _ in rows)

@@ -1,11 +1,9 @@
 """The page: what it shows is what the files hold, nothing in it is fetched from elsewhere, and no text of a model becomes markup."""
 import html.parser
 import json
-import random
 import re
 
 import pytest
-import torch
 
 import train_rl
 import train_sft
@@ -14,12 +12,14 @@ from nanoverify.evaluate import metrics
 from nanoverify.evaluate import report as evaluation
 from nanoverify.files import write_json, write_jsonl
 from nanoverify.problems import Problem
+from nanoverify.rollout import rollout_rows
 from nanoverify.trajectory import RECHECK, RETRY, as_row, parse
 from nanoverify.verifier import VERDICTS
 from test_input import refusal
-from test_ppo import FOUR, made, settings
+from test_ppo import FOUR, made
 from test_readme import README, ROOT
 from test_sampler import byte_tokenizer, save_policy
+from test_train_rl import weighed
 
 TOKENIZER = byte_tokenizer()
 HOSTILE = "</script></title><img src=x onerror='alert(1)'>\"&{{ 1234567 * 3 }}"
@@ -177,11 +177,11 @@ def test_every_metric_is_defined():
     known = report.definitions()
     logged = [name for script in ("train_rl", "train_sft")
               for name in re.findall(r'"(\w+)":', (ROOT / f"{script}.py").read_text(encoding="utf-8").split("line = {")[1].split("if args.eval_every")[0])]
-    assert {*metrics(FOUR), *logged, *report.ROWS} - {"step"} <= known.keys() and all(known.values())
+    assert {*metrics(FOUR), *logged, *report.COLUMNS} - {"step"} <= known.keys() and all(known.values())
     rows = {names.replace("`", ""): meaning.replace("`", "") for names, meaning in re.findall(r"^\| ((?:`\w+`,? ?)+) \| (.*) \|$", README, re.MULTILINE)}
     for names, meaning in report.GLOSSARY.items():
         assert rows.get(names, meaning) == meaning
-    assert len(rows.keys() & report.GLOSSARY.keys()) == 11
+    assert len(rows.keys() & report.GLOSSARY.keys()) == 12
 
 
 # ---- transcripts -----------------------------------------------------------------------------------------------------
@@ -220,35 +220,32 @@ def test_no_more_than_fits(tmp_path):
 
 # ---- what train_rl leaves for it -------------------------------------------------------------------------------------
 
-def rollout(trajectories, kl, **changes):
-    args = settings(beta=0.1, **changes)
-    mask = torch.tensor([[float(t < len(x.ids)) for t in range(8)] for x in trajectories])
-    found, _, rewards = train_rl.advantages_of(trajectories, kl * mask, torch.zeros_like(mask), mask, {}, args, random.Random(0))
-    return list(train_rl.rollout_rows(trajectories, rewards, kl * mask, found, args, TOKENIZER))
+def rollout(trajectories, kl, **rules):
+    groups = [trajectories[i: i + 2] for i in range(0, len(trajectories), 2)]
+    found = weighed(groups, kl, [[0.0] * len(t.actions) for t in trajectories], beta=0.1, **rules)
+    return list(rollout_rows(found, 0.1, rules.get("gae", False), TOKENIZER))
 
 
 def test_rollout_rows():
-    """Bug: the numbers are not those of the update, stand on other actions, or do not add up; a cut action counts as 0."""
-    rows = rollout([made("++"), made("--"), made("-+++"), made("+--+", finished=False)], 0.5, punish_cut=False)
+    """Bug: the numbers are not those of the update, stand on other actions, or do not add up."""
+    rows = rollout([made("++"), made("--"), made("-+++"), made("+--+", finished=False)], 0.5)
     numbers = lambda key: [[action[key] for action in each["actions"]] for each in rows]
     assert [each["outcome"] for each in rows] == [1, -1, 1, -1]
-    assert numbers("process") == [[1, 1], [-1, -1], [-1, 1, 1, 1], [1, -1, -1, None]]
-    assert numbers("reward") == [[2, 2], [-2, -2], [0, 2, 2, 2], [0, -2, -2, -1]]
-    assert numbers("baseline") == [[-1, -1], [1, 1], [-1, -1, 0, 0], [1, 1, 0, 1]]  # the other sample's outcome, and the context's mean
+    assert numbers("process") == [[1, 1], [-1, -1], [-1, 1, 1, 1], [1, -1, -1, -1]]
+    assert numbers("reward") == [[2, 2], [-2, -2], [0, 2, 2, 2], [0, -2, -2, -2]]
+    assert numbers("baseline") == [[-1, -1], [1, 1], [-1, -1, 0, 0], [1, 1, 0, 0]]  # the other sample's outcome, and the context's mean
     assert numbers("kl") == [[0.05] * len(each) for each in numbers("kl")]
     assert all(action["advantage"] == pytest.approx(action["reward"] - action["baseline"] - action["kl"]) for each in rows for action in each["actions"])
 
 
-def test_rollout_rows_of_other_rewards(monkeypatch):
-    """Bug: rewards that --reward leaves out are shown as given; GAE's whitened sums are said to have a baseline; shuffled rewards are shown unshuffled."""
+def test_rollout_rows_of_other_rewards():
+    """Bug: rewards that --reward leaves out are shown as given; GAE's sums are said to have a baseline; shuffled rewards are shown unshuffled."""
     of = lambda **changes: [action["reward"] for action in rollout([made("-+++"), made("--")], 0.0, **changes)[0]["actions"]]
     assert of(reward="outcome") == [1, 1, 1, 1] and of(reward="process") == [-1, 1, 1, 1]
-    assert of(reward="both", advantage="gae") == [-1, 1, 1, 2] and of(reward="outcome", advantage="gae") == [0, 0, 0, 1]
-    assert of(reward="both", pay_first=False) == [1, 2, 2, 2] and of(reward="both", advantage="gae", pay_first=False) == [0, 1, 1, 2]
-    assert all(action["baseline"] is None for each in rollout([made("-+++"), made("--")], 0.0, advantage="gae") for action in each["actions"])
-    dealt = []
-    monkeypatch.setattr(ppo, "context_advantages", lambda actions, *rest: dealt.extend(actions) or actions)
-    rows = rollout(FOUR * 3, 0.0, shuffle_rewards=True)
+    assert of(reward="both", gae=True) == [-1, 1, 1, 2] and of(reward="outcome", gae=True) == [0, 0, 0, 1]
+    assert all(action["baseline"] is None for each in rollout([made("-+++"), made("--")], 0.0, gae=True) for action in each["actions"])
+    dealt = weighed([FOUR * 3], shuffle=True).process
+    rows = rollout(FOUR * 3, 0.0, shuffle=True)
     assert [[action["process"] for action in each["actions"]] for each in rows] == dealt != [ppo.action_rewards(t) for t in FOUR * 3]
 
 
@@ -257,7 +254,7 @@ def test_a_run_leaves_its_last_rollout(tmp_path, capsys):
     save_policy(tmp_path / "policy")
     for name in ("rl", "again"):
         train_rl.main(["--model", str(tmp_path / "policy"), "--out", str(tmp_path / name), "--steps", "2", "--prompts", "2", "--samples", "2",
-                       "--max-new-tokens", "6", "--test-count", "2", "--count", "5", "--reward", "both", "--min-count", "99", "--device", "cpu"])
+                       "--max-new-tokens", "6", "--test-count", "2", "--count", "5", "--device", "cpu"])
     found = (tmp_path / "rl" / "rollouts.jsonl").read_text()
     assert found == (tmp_path / "again" / "rollouts.jsonl").read_text() and [json.loads(line)["step"] for line in found.splitlines()] == [2] * 4
     report.main([str(tmp_path / "rl"), "--out", str(tmp_path / "page.html")])

@@ -52,7 +52,7 @@ def test_arms_run_what_they_say(monkeypatch, tmp_path):
     root = tmp_path / "seed3"
     rows = study.run_arm("main", root, 3)
     assert ran == [("build_data", "data", ["--seed", 3]), ("train_sft", "sft", ["--seed", 3, "--data", "trajectories.jsonl"]), ("train_rl", "rl", ["--seed", 3, "--model", "sft"])]
-    assert [(name, row.get("out"), row["final_accuracy"]) for name, row in rows.items()] == [("base", None, 0.25), ("SFT", "sft", 0.5), ("outcome", "rl", 0.75)]
+    assert [(name, row.get("out"), row["final_accuracy"]) for name, row in rows.items()] == [("base", None, 0.25), ("SFT", "sft", 0.5), ("both", "rl", 0.75)]
     ran.clear()
     rows = study.run_arm("process", root, 3)
     assert ran == [("train_rl", "process", ["--seed", 3, "--model", "sft", *study.VARIANTS["process"]])] and rows["process"]["final_accuracy"] == 0.75
@@ -82,7 +82,7 @@ def test_stage(monkeypatch, tmp_path):
     assert len(ran) == 2
     (tmp_path / "old").mkdir()
     write_json(tmp_path / "old" / "arguments.json", {})  # of a version that did not know some flags
-    for wrong, flags, out in (("lr 0.0, not 0.1", ["--lr", 0.1], "out"), ("reward outcome, not both", ["--lr", 0, "--reward", "both"], "out"),
+    for wrong, flags, out in (("lr 0.0, not 0.1", ["--lr", 0.1], "out"), ("reward both, not outcome", ["--lr", 0, "--reward", "outcome"], "out"),
                               ("model out/sft, not seed2/sft", ["--lr", 0, "--model", "seed2/sft"], "out"), ("None, not ", ["--lr", 0], "old")):
         with pytest.raises(InputError, match=f"made with .*{wrong}"):
             study.stage("train_rl", tmp_path / out, "--seed", 1, *flags)
@@ -166,7 +166,7 @@ def test_table(monkeypatch, tmp_path):
         if seed == 9:
             raise InputError("stopped")
         values = {**dict.fromkeys(COLUMNS, 0.5), "tpr": None, "by_level": {"1": {"final_accuracy": 0.25 * seed}}}
-        return {"base": study.row_of(values), "outcome": study.row_of(values, seconds=1)} if arm == "main" else {arm: study.row_of(values)}
+        return {"base": study.row_of(values), "both": study.row_of(values, seconds=1)} if arm == "main" else {arm: study.row_of(values)}
     monkeypatch.setattr(study, "run_arm", run_arm)
     flags = ["--results", str(tmp_path / "r" / "s.csv"), "--out", str(tmp_path)]
     study.main(["--arms", "majority", "main", "--seeds", "3", "1", *flags])
@@ -176,7 +176,7 @@ def test_table(monkeypatch, tmp_path):
     assert asked == [("majority", "seed3"), ("majority", "seed1"), ("main", "seed3"), ("main", "seed1"), ("majority", "seed1"), ("main", "seed1"), ("lr0", "seed2"), ("lr0", "seed9")]
     rows = list(csv.DictReader(open(tmp_path / "r" / "s.csv")))
     assert [(row["arm"], row["seed"], row["final_accuracy_level_1"], row["tpr"]) for row in rows] == [
-        (arm, seed, str(0.25 * int(seed)), "") for arm, seed in (("base", "1"), ("base", "3"), ("outcome", "1"), ("outcome", "3"), ("majority", "1"), ("majority", "3"), ("lr0", "2"))]
+        (arm, seed, str(0.25 * int(seed)), "") for arm, seed in (("base", "1"), ("base", "3"), ("both", "1"), ("both", "3"), ("majority", "1"), ("majority", "3"), ("lr0", "2"))]
     asked.clear()
     study.main(["--arms", "lr0", "main", *flags[:2], "--out", str(tmp_path)])
     assert asked == [(arm, f"seed{seed}") for arm in ("lr0", "main") for seed in range(study.SEEDS[arm])]
