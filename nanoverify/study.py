@@ -16,6 +16,7 @@ Arms: `main` is the three scripts with their defaults, rows base, SFT and both; 
     gold                SFT on the puzzles' own solutions; correct-only: on the base's right ones; as many as there are trajectories
   controls:
     majority            the base's most frequent answer among as many samples as the tokens of main's RL model pay for
+    best-of-n           its first answer that its own check accepts, of as many as those tokens pay for, checks counted
     no-sft              RL from the base
     shuffled            RL whose rewards are dealt out at random: nothing may rise
     lr0                 5 steps of RL with learning rate 0: nothing may move
@@ -38,6 +39,7 @@ from nanoverify.pretrain import solve_text
 from nanoverify.puzzles import HELD_OUT, LEVELS, make_puzzles, puzzles_with_numbers
 from nanoverify.stage import POLICY, TEST_DRAW
 from nanoverify.tokenizer import Tokenizer
+from nanoverify.verifier import verify
 
 PAPER = ["--plain", "--beta", 0.05, "--temperature", 0.7, "--samples", 4]
 VARIANTS = {  # of RL, from main's SFT model; weak-...: from that of arm weak
@@ -51,7 +53,8 @@ STYLES = {"problem-solving": ["problem-solving"], "both-styles": ["problem-solvi
 SEEDS = {  # every arm, in the order of the table: how many seeds it is run with
     **dict.fromkeys(("main", "outcome", "process"), 5),
     **dict.fromkeys(("weak", "weak-process", "weak-outcome", "problem-solving", "both-styles", "gold", "correct-only", "gae", "offline"), 3),
-    **dict.fromkeys(("plain-outcome", "plain-process", "majority", "no-sft", "shuffled", "lr0"), 3), **dict.fromkeys(("kl", "filter"), 1)}
+    **dict.fromkeys(("plain-outcome", "plain-process", "majority", "best-of-n", "no-sft", "shuffled", "lr0"), 3), **dict.fromkeys(("kl", "filter"), 1)}
+SOLVE_TOKENS, CHECK_TOKENS = 64, 128  # longest answer and longest check of the base
 LONG, ALLOWED = 900, (1, 2, 4, 8, 16)  # tokens of the long responses, for which the policy's context has room; attempts after which they are cut
 SHORT = {"first": "first_accuracy", "final": "final_accuracy", "VA": "verification_accuracy"}  # of the unseen families: name in the table, in the evaluation
 FAILURES = ("failed_missed", "failed_rejected", "failed_otherwise")
@@ -92,7 +95,9 @@ def gold(data: Path, out: Path):
     """The puzzles' own solutions to the questions of the trajectories."""
     arguments = read_json(data / "arguments.json")
     numbers = {problem.id: numbers for numbers, problem in puzzles_with_numbers("train", arguments["count"], arguments["seed"])}
-    write_solutions(out, [{**row, "response": solve_text(row["family"], numbers[row["id"]], row["answer"])} for _, row in read_jsonl(data / "trajectories.jsonl")])
+    def solution(row):
+        return solve_text(row["family"], numbers[row["id"]], numbers[row["id"]]["x"])
+    write_solutions(out, [{**row, "response": solution(row)} for _, row in read_jsonl(data / "trajectories.jsonl")])
 
 
 def write_solutions(out: Path, rows: list[dict]):
@@ -104,20 +109,63 @@ def write_solutions(out: Path, rows: list[dict]):
 # ---- what the evaluation at the end of a stage does not tell ------------------------------------------------------------
 
 def majority(main: Path, seed: int) -> dict:
-    """first_accuracy: of one sample; final_accuracy: of the answer given most often, the earliest of these on a tie; by level, too."""
-    saved = read_json(main / "evaluation.json")
-    problems, columns = make_puzzles("test", saved["asked"]["test_count"], TEST_DRAW), saved["columns"]
-    votes = max(round(columns["RL"]["tokens_per_response"] / columns["base"]["tokens_per_response"]), 1)
-    rows = respond(load_model(POLICY, "cpu"), Tokenizer.load(POLICY), problems, votes, 64, 1.0, seed)
+    """The base's most frequent answer, the earliest of these on a tie, of as many samples as RL's tokens pay for."""
+    problems, columns = evaluated(main)
+    tokens = columns["RL"]["tokens_per_response"] / columns["base"]["tokens_per_response"]
+    rows = sampled(problems, max(round(tokens), 1), seed)
     chosen = []
     for row in rows:
         answers = [t.solves[-1].answer for t in row]
-        chosen.append(row[answers.index(max(answers, key=lambda answer: (answer != "") * answers.count(answer)))])
+        chosen.append(answers.index(max(answers, key=lambda answer: (answer != "") * answers.count(answer))))
+    return choice_row(rows, chosen, [sum(len(t.ids) for t in row) for row in rows])
 
+
+def best_of_n(main: Path, seed: int) -> dict:
+    """The first of the base's samples that its own confirmative check calls correct, or the first of all where none is.
+
+    Each sample is checked, greedily. There are as many as RL's tokens pay for, checks counted.
+    """
+    problems, columns = evaluated(main)
+    tokenizer, base = Tokenizer.load(POLICY), load_model(POLICY, "cpu")
+
+    def checked(rows):
+        claims = [(t.problem.question, t.solves[-1].answer) for row in rows for t in row]
+        found = verify(base, tokenizer, claims, "confirmative", 1, CHECK_TOKENS, 0.0)
+        return [checks[0] for checks in found]
+
+    pilot = sampled(problems[:100], 1, seed)
+    spent = [len(row[0].ids) + len(tokenizer.encode(check.text)) for row, check in zip(pilot, checked(pilot))]
+    count = max(round(columns["RL"]["tokens_per_response"] / share(spent)), 1)
+    rows = sampled(problems, count, seed)
+    checks = iter(checked(rows))
+    chosen, tokens = [], []
+    for row in rows:
+        its_checks = [next(checks) for _ in row]
+        verdicts = [check.verdict is True for check in its_checks]
+        chosen.append(verdicts.index(True) if any(verdicts) else 0)
+        tokens.append(sum(len(t.ids) + len(tokenizer.encode(c.text)) for t, c in zip(row, its_checks)))
+    return choice_row(rows, chosen, tokens)
+
+
+def evaluated(main: Path) -> tuple[list, dict]:
+    """The questions that a main run was evaluated on, and its evaluations."""
+    saved = read_json(main / "evaluation.json")
+    return make_puzzles("test", saved["asked"]["test_count"], TEST_DRAW, fewer=True), saved["columns"]
+
+
+def sampled(problems: list, count: int, seed: int) -> list:
+    """`count` answers of the base to each question, at temperature 1."""
+    return respond(load_model(POLICY, "cpu"), Tokenizer.load(POLICY), problems, count, SOLVE_TOKENS, 1.0, seed)
+
+
+def choice_row(rows: list, chosen: list[int], tokens: list[int]) -> dict:
+    """first_accuracy: of the first sample; final_accuracy: of the chosen one; both by level, too."""
     def accuracies(level=None):
-        pairs = [(row[0], winner) for row, winner in zip(rows, chosen) if level in (None, winner.problem.level)]
-        return {"first_accuracy": share(first.solves[0].right for first, _ in pairs), "final_accuracy": share(winner.solves[-1].right for _, winner in pairs)}
-    return {**accuracies(), "tokens_per_response": share(sum(len(t.ids) for t in row) for row in rows), "by_level": {str(level): accuracies(level) for level in LEVELS}}
+        pairs = [(row[0], row[i]) for row, i in zip(rows, chosen) if level in (None, row[0].problem.level)]
+        return {"first_accuracy": share(first.solves[0].right for first, _ in pairs),
+                "final_accuracy": share(choice.solves[-1].right for _, choice in pairs)}
+    by_level = {str(level): accuracies(level) for level in LEVELS}
+    return {**accuracies(), "tokens_per_response": share(tokens), "by_level": by_level}
 
 
 def always_correct(folder: Path) -> float | None:
@@ -162,6 +210,8 @@ def beyond(model: str, at: Path) -> dict:
     return found
 
 
+CHOICES = {"majority": majority, "best-of-n": best_of_n}  # among samples of the base; nothing is trained
+
 # ---- arms and their rows ----------------------------------------------------------------------------------------------
 
 def row_of(values: dict, **more) -> dict:
@@ -186,8 +236,8 @@ def run_arm(arm: str, root: Path, seed: int) -> dict[str, dict]:
         return {"base": {**row_of(columns["base"], seconds=seconds(data)), **beyond(POLICY, root / "base-beyond.json")},
                 "SFT": {**row_of_folder(sft, columns["SFT"]), **beyond(str(sft), sft / "beyond.json")},
                 "both": {**row_of_folder(main, columns["RL"]), **beyond(str(main), main / "beyond.json")}}
-    if arm == "majority":
-        return {arm: row_of(majority(main, seed))}
+    if arm in CHOICES:
+        return {arm: row_of(CHOICES[arm](main, seed))}
     if arm in VARIANTS:
         stage("train_rl", out, "--seed", seed, "--model", root / "weak" if arm.startswith("weak-") else sft, *VARIANTS[arm])
     elif arm == "weak":

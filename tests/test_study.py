@@ -14,6 +14,7 @@ from nanoverify.evaluate import COLUMNS
 from nanoverify.files import InputError, write_json, write_jsonl
 from nanoverify.problems import Problem
 from nanoverify.puzzles import make_puzzles
+from nanoverify.verifier import Verification
 from nanoverify.trajectory import Action, Trajectory
 
 
@@ -23,7 +24,7 @@ def test_every_variant_parses():
         train_rl.flags(["--seed", "1", "--model", "sft", *map(str, flags)])
     for styles in study.STYLES.values():
         build_data.flags(["--styles", *styles])
-    assert set(study.SEEDS) == {"main", "majority", "weak", "gold", "correct-only", *study.VARIANTS, *study.STYLES}
+    assert set(study.SEEDS) == {"main", *study.CHOICES, "weak", "gold", "correct-only", *study.VARIANTS, *study.STYLES}
 
 
 def test_majority(monkeypatch, tmp_path):
@@ -40,6 +41,33 @@ def test_majority(monkeypatch, tmp_path):
     found = study.majority(tmp_path, seed=0)
     assert asked == [4] and found["final_accuracy"] == pytest.approx(2 / 3) and found["first_accuracy"] == pytest.approx(1 / 3)
     assert found["tokens_per_response"] == 40 and [found["by_level"][level]["final_accuracy"] for level in "123"] == [1, 1, 0]
+
+
+def test_best_of_n(monkeypatch, tmp_path):
+    """Bug: the gold answer chooses instead of the base's check, a later accepted answer wins, checks cost no tokens, or
+    a question without an accepted answer is left out."""
+    columns = {"base": {"tokens_per_response": 10.0}, "RL": {"tokens_per_response": 61.0}}
+    write_json(tmp_path / "evaluation.json", {"asked": {"test_count": 3}, "columns": columns})
+    answers = {"a": "211", "b": "323", "c": "133"}  # the right answer is 1
+    accepted = {("a", "1"), ("b", "2"), ("b", "3"), ("c", "3")}
+    counts, gold = [], {"a": 1, "b": 2, "c": 3}
+
+    def respond(model, tokenizer, problems, count, *rest):
+        counts.append(count)
+        return [[Trajectory(Problem(name, name, "1", "f", gold[name]), [1] * 10, True,
+                            [Action("solve", 0, 10, "", answer=x, right=x == "1")]) for x in row[:count]]
+                for name, row in answers.items()]
+
+    def verify(model, tokenizer, claims, style, *rest):
+        assert style == "confirmative"
+        return [[Verification("0123456789", claim in accepted, True)] for claim in claims]
+    monkeypatch.setattr(study, "respond", respond)
+    monkeypatch.setattr(study, "verify", verify)
+    monkeypatch.setattr(study.Tokenizer, "encode", lambda self, text: list(text))
+    found = study.best_of_n(tmp_path, seed=0)
+    assert counts == [1, 3] and found["tokens_per_response"] == 60  # an answer and its check cost 20
+    assert found["first_accuracy"] == pytest.approx(1 / 3) and found["final_accuracy"] == pytest.approx(1 / 3)
+    assert [found["by_level"][level]["final_accuracy"] for level in "123"] == [1, 0, 0]
 
 
 def test_arms_run_what_they_say(monkeypatch, tmp_path):
