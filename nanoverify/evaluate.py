@@ -126,9 +126,11 @@ def evaluate(model, tokenizer, problems: list[Problem], args) -> list[Trajectory
 
 
 def correction(trajectories: list[Trajectory]) -> Trajectory | None:
-    """A response in which the model rejects its own wrong answer and finds the right one; of these, the shortest."""
+    """The shortest response in which the model rejects two different wrong answers of its own and finds the right one;
+    one, where no response has two."""
     found = [t for t in trajectories if well_formed(t) and not t.solves[0].right and t.solves[-1].right]
-    return min(found, key=lambda t: len(t.ids), default=None)
+    twice = [t for t in found if len({solve.answer for solve in t.solves}) == len(t.solves) > 2]
+    return min(twice or found, key=lambda t: len(t.ids), default=None)
 
 
 def main(argv=None):

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from nanoverify import evaluate, stage
-from nanoverify.evaluate import by, metrics, report, respond, table
+from nanoverify.evaluate import correction, by, metrics, report, respond, table
 from nanoverify.problems import Problem
 from nanoverify.puzzles import make_puzzles
 from nanoverify.trajectory import Action, Trajectory
@@ -118,11 +118,13 @@ def test_evaluation_is_greedy():
 
 def test_evaluation_asks_what_no_stage_learns(tmp_path):
     """Bug: test questions depend on the seed, are training puzzles, or the 15% of --questions kept for testing are trained on."""
-    args = lambda seed, **more: argparse.Namespace(**{**dict(questions=None, test_questions=None, test_count=40, skip_bad_lines=False, seed=seed), **more})
+    args = lambda seed, **more: argparse.Namespace(**{**dict(questions=None, test_questions=None, test_count=40, split="test", skip_bad_lines=False, seed=seed), **more})
     asked = stage.test_problems(args(0))
     assert asked == stage.test_problems(args(1))
     questions = lambda problems: {problem.question for problem in problems}
-    assert not questions(asked) & questions(stage.train_problems(args(0), 3000)) and questions(asked) <= questions(make_puzzles("test", 40, 0))
+    assert not questions(asked) & questions(stage.train_problems(args(0), 3000)) and questions(asked) <= questions(make_puzzles("test", 40, 1))
+    chosen_by = stage.test_problems(args(0, split="valid"))
+    assert questions(chosen_by) <= questions(make_puzzles("valid", 40, 1)) and len(chosen_by) == 40
     path = tmp_path / "q.jsonl"
     path.write_text("".join(json.dumps({"question": f"{n}?", "answer": "1"}) + "\n" for n in range(200)))
     learned, kept = (questions(found) for found in (stage.train_problems(args(0, questions=[str(path)]), 500),
@@ -150,7 +152,7 @@ def test_command_line(tmp_path, capsys, monkeypatch):
 
 def test_columns_of_other_questions_are_not_reused(tmp_path, monkeypatch):
     """Bug: a family was added, or the question file edited, and the table sets the old SFT model's figures beside the new RL model's."""
-    args = argparse.Namespace(questions=None, test_questions=None, test_count=3, max_new_tokens=9, model=str(tmp_path))
+    args = argparse.Namespace(questions=None, test_questions=None, test_count=3, split="test", max_new_tokens=9, model=str(tmp_path))
     stage.save_evaluations(tmp_path, {"base": {"count": 3}}, args)
     assert stage.earlier_evaluations(args) == {"base": {"count": 3}}
     args.test_count = 4
@@ -158,3 +160,21 @@ def test_columns_of_other_questions_are_not_reused(tmp_path, monkeypatch):
     args.test_count = 3
     monkeypatch.setattr(stage, "make_puzzles", lambda *rest, **named: make_puzzles("valid", 3, 0))
     assert stage.earlier_evaluations(args) == {}
+
+
+def test_correction_shows_two_different_rejected_answers():
+    """Bug: the example that ends the main job repeats a rejected answer, or is a longer one than need be."""
+    def said(text, answers):
+        trajectory = made(text)
+        for solve, answer in zip(trajectory.solves, answers):
+            solve.answer = answer
+        return trajectory
+
+    once = said("s- vn s+ vy", "76")
+    repeated = said("s- vn s- vn s+ vy", "776")
+    twice = said("s- vn s- vn s+ vy", "786")
+    longer = said("s- vn s- vn s- vn s+ vy", "7856")
+    wrong = said("s- vn s- vn s- vy", "785")
+    assert correction([once, repeated, longer, twice, wrong]) is twice
+    assert correction([repeated, once]) is once
+    assert correction([wrong, made("s+ vy")]) is None
