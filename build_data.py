@@ -66,7 +66,7 @@ def main(argv=None):
         same_run(folder / "state", identity(args, *read), args.allow_changes)
         # 1. answer each question K times; the rule marks them; the share of wrong ones is the difficulty
         def answer(number, part):
-            rows = respond(model, tokenizer, part, args.samples, args.max_new_tokens, args.temperature, args.seed * 1_000_003 + number,
+            rows = respond(model, tokenizer, part, args.samples, args.max_new_tokens, args.temperature, 3 * args.seed * 1_000_003 + number,
                            args.batch_size, "answer")
             return [[(t.ids, t.finished) for t in row] for row in rows]
 
@@ -96,7 +96,7 @@ def main(argv=None):
         for number, style in enumerate(VERIFY_PROMPTS):
             def check(part_number, part):
                 rows = verify(judge, judge_tokenizer, part, style, args.verifications, args.max_new_tokens, args.verify_temperature,
-                              (args.seed + number + 1) * 1_000_003 + part_number, args.batch_size, style)
+                              (3 * args.seed + number + 1) * 1_000_003 + part_number, args.batch_size, style)
                 return [[(v.text, v.verdict, v.finished) for v in row] for row in rows]
 
             asked = pairs if style in args.styles else pairs[:MEASURED]
