@@ -148,6 +148,19 @@ def offline_pool(model, tokenizer, problems, args) -> list[list[tuple[Trajectory
     return [[(t, next(advantages)) for t in row] for row in kept]
 
 
+def questions(model, tokenizer, held_out: int, args) -> list:
+    """What the steps draw from: training questions or, offline, rows of the pool."""
+    drawn = train_problems(args, args.count)
+    print_plan(model, tokenizer, drawn, held_out, args)
+    if args.filter:
+        drawn = sometimes_solved(model, tokenizer, drawn, args)
+    if args.offline:
+        drawn = offline_pool(model, tokenizer, drawn[:args.offline], args)
+    if len(drawn) < args.prompts:
+        raise InputError(f"--prompts {args.prompts}: only {len(drawn)} training questions")
+    return drawn
+
+
 def sample(model, tokenizer, asked, step: int, args) -> Rollout:
     """The rollout of a step. asked: questions or, offline, rows of the pool."""
     if args.offline:
@@ -354,14 +367,8 @@ def main(argv=None):
     settings = PPO(tokenizer.vocab_size, args.temperature, args.epochs, args.minibatches, args.clip,
                    args.micro_tokens)
     reference = copy.deepcopy(model).requires_grad_(False) if args.beta else None
-    drawn, held_out = train_problems(args, args.count), test_problems(args)
-    print_plan(model, tokenizer, drawn, len(held_out), args)
-    if args.filter:
-        drawn = sometimes_solved(model, tokenizer, drawn, args)
-    if args.offline:
-        drawn = offline_pool(model, tokenizer, drawn[:args.offline], args)
-    if len(drawn) < args.prompts:
-        raise InputError(f"--prompts {args.prompts}: only {len(drawn)} training questions")
+    held_out = test_problems(args)
+    drawn = questions(model, tokenizer, len(held_out), args)
     value_head, optimizer = learner(model, args)
     this_run = identity(args, *checkpoint_files(args.model))
 
