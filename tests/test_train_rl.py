@@ -179,12 +179,14 @@ def test_values_are_read_before_the_action_begins(fp32):
             with torch.no_grad():
                 state = s.model.hidden(torch.tensor([prompt + t.ids[: action.start]]))[0, -1]
             assert value == about(s.value_head(state).item(), abs=1e-4)
-    # an action without tokens, at the very end
-    last = s.rollout.trajectories[3]
-    last.actions.append(Action("solve", len(last.ids), len(last.ids), ""))
-    assert [len(row) for row in s.values()] == [len(t.actions) for t in s.rollout.trajectories]
-    for i in (2, 4, 7):
-        assert s.values()[i] == about(s.rollout.values[i], abs=1e-5)
+    # an action without tokens, at the very end, takes the last state there is
+    for prompt, t in zip(s.rollout.prompts, s.rollout.trajectories):
+        t.actions.append(Action("solve", len(t.ids), len(t.ids), ""))
+        with torch.no_grad():
+            state = s.model.hidden(torch.tensor([prompt + t.ids[:-1]]))[0, -1]
+        s.rollout.values[s.rollout.trajectories.index(t)].append(s.value_head(state).item())
+    for found, expected in zip(s.values(), s.rollout.values, strict=True):
+        assert found == about(expected, abs=1e-4)
 
 
 def weighed(groups, kl=0.0, values=None, seed=0, **rules) -> Rollout:
