@@ -284,12 +284,17 @@ def optimizer_step(model, value_head, optimizer, rollout, rows: list[int], setti
     parameters = [*model.parameters(), *(value_head.parameters() if value_head else ())]
     parts = backward(model, sizes(rollout, rows), settings.micro_tokens, work, parameters)
     asked = sorted({rollout.trajectories[i].problem.id for i in rows})
-    found = {key: sum(part.get(key, 0.0) for part in parts)
-             for key in ("approx_kl", "clipped_low", "clipped_high", "mismatch", "value_loss")}
-    return {**found, "tokens": sum(rollout.length(i) for i in rows),
+    norm = clipped_step(model, optimizer, f"{where}, questions {asked}")
+    learned = sum(rollout.length(i) for i in rows)
+    return {**merged(parts), "tokens": learned, "grad_norm": norm}
+
+
+def merged(parts: list[dict]) -> dict:
+    """The vital signs of the micro-batches of one step: sums and extremes."""
+    sums = ("approx_kl", "clipped_low", "clipped_high", "mismatch", "value_loss")
+    return {**{key: sum(part.get(key, 0.0) for part in parts) for key in sums},
             "ratio_min": min((part["ratio_min"] for part in parts), default=1.0),
-            "ratio_max": max((part["ratio_max"] for part in parts), default=1.0),
-            "grad_norm": clipped_step(model, optimizer, f"{where}, questions {asked}")}
+            "ratio_max": max((part["ratio_max"] for part in parts), default=1.0)}
 
 
 def of_actions(numbers: ppo.Rows, rows):
@@ -351,6 +356,13 @@ def summary(rollout: Rollout, beta: float) -> dict:
     return found
 
 
+def shown(line: dict) -> dict:
+    """What the progress bar says of a step."""
+    return {"first": f"{100 * line['first_accuracy']:.0f}%",
+            "final": f"{100 * line['final_accuracy']:.0f}%",
+            "tokens": f"{line['tokens_per_response']:.0f}", "kl": f"{line['approx_kl']:.4f}"}
+
+
 def print_example(answers: list[Trajectory], tokenizer):
     """A correction, if there is one."""
     example = correction(answers)
@@ -406,10 +418,7 @@ def main(argv=None):
                     line["eval"] = metrics(evaluate(model, tokenizer, held_out, args))
                 rows = rollout_rows(rollout, args.beta, rules.gae, tokenizer)
                 write_jsonl(folder / "rollouts.jsonl", ({"step": step, **row} for row in rows))
-                bar.set_postfix(first=f"{100 * line['first_accuracy']:.0f}%",
-                                final=f"{100 * line['final_accuracy']:.0f}%",
-                                tokens=f"{line['tokens_per_response']:.0f}",
-                                kl=f"{line['approx_kl']:.4f}")
+                bar.set_postfix(shown(line))
                 save_step(folder, line, args.steps, {"run": this_run, "columns": columns}, args,
                           caught, model, optimizer, value_head)
         answers = evaluate(model, tokenizer, held_out, args)

@@ -180,11 +180,11 @@ def test_values_are_read_before_the_action_begins(fp32):
                 state = s.model.hidden(torch.tensor([prompt + t.ids[: action.start]]))[0, -1]
             assert value == about(s.value_head(state).item(), abs=1e-4)
     # an action without tokens, at the very end, takes the last state there is
-    for prompt, t in zip(s.rollout.prompts, s.rollout.trajectories):
+    for prompt, t, values in zip(s.rollout.prompts, s.rollout.trajectories, s.rollout.values):
         t.actions.append(Action("solve", len(t.ids), len(t.ids), ""))
         with torch.no_grad():
             state = s.model.hidden(torch.tensor([prompt + t.ids[:-1]]))[0, -1]
-        s.rollout.values[s.rollout.trajectories.index(t)].append(s.value_head(state).item())
+        values.append(s.value_head(state).item())
     for found, expected in zip(s.values(), s.rollout.values, strict=True):
         assert found == about(expected, abs=1e-4)
 
