@@ -146,6 +146,17 @@ def test_offline_baselines_are_those_of_like_questions(monkeypatch):
     assert [row[0][1] for row in pool] == [about([2 * (1 - a / 10)] * 2) for a in (1, 5, 5, 7)]
 
 
+def test_offline_accuracy_counts_rewards_of_all_samples(monkeypatch):
+    """Bug: it counts right answers that were cut, or leaves out responses that are not kept."""
+    actions = [Action("solve", i, i + 1, "", right=True) for i in (0, 1)]
+    broken = Trajectory(PROBLEM, [3, 4], True, actions, [0.0, 0.0])
+    cut = made("+", finished=False)
+    rows = [[made("++"), cut, cut, cut], [broken, made("--"), made("--"), made("--")]]
+    monkeypatch.setattr(train_rl, "respond", lambda *rest: rows)
+    pool = train_rl.offline_pool(None, None, [PROBLEM] * 2, pool_args())
+    assert [[t for t, _ in row] for row in pool] == [rows[0], rows[1][1:]]  # 1 of 4 right in both
+
+
 def test_filter_keeps_what_is_sometimes_solved(monkeypatch, capsys):
     """Bug: questions always or never solved stay, or "solved" is not the reward's."""
     cut = made("++", finished=False)
