@@ -148,6 +148,19 @@ def offline_pool(model, tokenizer, problems, args) -> list[list[tuple[Trajectory
     return [[(t, next(advantages)) for t in row] for row in kept]
 
 
+def questions(model, tokenizer, held_out: int, args) -> list:
+    """What the steps draw from: training questions or, offline, rows of the pool."""
+    drawn = train_problems(args, args.count)
+    print_plan(model, tokenizer, drawn, held_out, args)
+    if args.filter:
+        drawn = sometimes_solved(model, tokenizer, drawn, args)
+    if args.offline:
+        drawn = offline_pool(model, tokenizer, drawn[:args.offline], args)
+    if len(drawn) < args.prompts:
+        raise InputError(f"--prompts {args.prompts}: only {len(drawn)} training questions")
+    return drawn
+
+
 def sample(model, tokenizer, asked, step: int, args) -> Rollout:
     """The rollout of a step. asked: questions or, offline, rows of the pool."""
     if args.offline:
@@ -271,12 +284,17 @@ def optimizer_step(model, value_head, optimizer, rollout, rows: list[int], setti
     parameters = [*model.parameters(), *(value_head.parameters() if value_head else ())]
     parts = backward(model, sizes(rollout, rows), settings.micro_tokens, work, parameters)
     asked = sorted({rollout.trajectories[i].problem.id for i in rows})
-    found = {key: sum(part.get(key, 0.0) for part in parts)
-             for key in ("approx_kl", "clipped_low", "clipped_high", "mismatch", "value_loss")}
-    return {**found, "tokens": sum(rollout.length(i) for i in rows),
+    norm = clipped_step(model, optimizer, f"{where}, questions {asked}")
+    learned = sum(rollout.length(i) for i in rows)
+    return {**merged(parts), "tokens": learned, "grad_norm": norm}
+
+
+def merged(parts: list[dict]) -> dict:
+    """The vital signs of the micro-batches of one step: sums and extremes."""
+    sums = ("approx_kl", "clipped_low", "clipped_high", "mismatch", "value_loss")
+    return {**{key: sum(part.get(key, 0.0) for part in parts) for key in sums},
             "ratio_min": min((part["ratio_min"] for part in parts), default=1.0),
-            "ratio_max": max((part["ratio_max"] for part in parts), default=1.0),
-            "grad_norm": clipped_step(model, optimizer, f"{where}, questions {asked}")}
+            "ratio_max": max((part["ratio_max"] for part in parts), default=1.0)}
 
 
 def of_actions(numbers: ppo.Rows, rows):
@@ -338,6 +356,13 @@ def summary(rollout: Rollout, beta: float) -> dict:
     return found
 
 
+def shown(line: dict) -> dict:
+    """What the progress bar says of a step."""
+    return {"first": f"{100 * line['first_accuracy']:.0f}%",
+            "final": f"{100 * line['final_accuracy']:.0f}%",
+            "tokens": f"{line['tokens_per_response']:.0f}", "kl": f"{line['approx_kl']:.4f}"}
+
+
 def print_example(answers: list[Trajectory], tokenizer):
     """A correction, if there is one."""
     example = correction(answers)
@@ -354,14 +379,8 @@ def main(argv=None):
     settings = PPO(tokenizer.vocab_size, args.temperature, args.epochs, args.minibatches, args.clip,
                    args.micro_tokens)
     reference = copy.deepcopy(model).requires_grad_(False) if args.beta else None
-    drawn, held_out = train_problems(args, args.count), test_problems(args)
-    print_plan(model, tokenizer, drawn, len(held_out), args)
-    if args.filter:
-        drawn = sometimes_solved(model, tokenizer, drawn, args)
-    if args.offline:
-        drawn = offline_pool(model, tokenizer, drawn[:args.offline], args)
-    if len(drawn) < args.prompts:
-        raise InputError(f"--prompts {args.prompts}: only {len(drawn)} training questions")
+    held_out = test_problems(args)
+    drawn = questions(model, tokenizer, len(held_out), args)
     value_head, optimizer = learner(model, args)
     this_run = identity(args, *checkpoint_files(args.model))
 
@@ -399,10 +418,7 @@ def main(argv=None):
                     line["eval"] = metrics(evaluate(model, tokenizer, held_out, args))
                 rows = rollout_rows(rollout, args.beta, rules.gae, tokenizer)
                 write_jsonl(folder / "rollouts.jsonl", ({"step": step, **row} for row in rows))
-                bar.set_postfix(first=f"{100 * line['first_accuracy']:.0f}%",
-                                final=f"{100 * line['final_accuracy']:.0f}%",
-                                tokens=f"{line['tokens_per_response']:.0f}",
-                                kl=f"{line['approx_kl']:.4f}")
+                bar.set_postfix(shown(line))
                 save_step(folder, line, args.steps, {"run": this_run, "columns": columns}, args,
                           caught, model, optimizer, value_head)
         answers = evaluate(model, tokenizer, held_out, args)

@@ -22,7 +22,8 @@ def made(signs: str, finished=True, tokens=2, no_verdict=()) -> Trajectory:
             actions.append(Action("solve", i * tokens, (i + 1) * tokens, "", right=right))
         else:
             verdict = None if i in no_verdict else right if sign == "+" else not right
-            actions.append(Action("verify", i * tokens, (i + 1) * tokens, "", right=right, verdict=verdict))
+            actions.append(Action("verify", i * tokens, (i + 1) * tokens, "", right=right,
+                                  verdict=verdict))
     ids = list(range(3, 3 + tokens * len(signs)))
     return Trajectory(PROBLEM, ids, finished, actions, [-0.25] * len(ids))
 
@@ -33,8 +34,9 @@ FOUR = [made(signs) for signs in ("++", "-+++", "--", "+--+")]  # method.md, sec
 # ---- rewards ----------------------------------------------------------------------------------
 
 def test_rewards():
-    """Bug: a sign is flipped, a missing verdict earns something, or a cut response keeps its last reward."""
-    assert [ppo.action_rewards(t) for t in FOUR] == [[1, 1], [-1, 1, 1, 1], [-1, -1], [1, -1, -1, 1]]
+    """Bug: a sign is flipped, a missing verdict earns something, a cut response keeps its last."""
+    rewards = [[1, 1], [-1, 1, 1, 1], [-1, -1], [1, -1, -1, 1]]
+    assert [ppo.action_rewards(t) for t in FOUR] == rewards
     assert [ppo.outcome_reward(t) for t in FOUR] == [1, 1, -1, -1]
     assert ppo.action_rewards(made("-+++", no_verdict=(1, 3))) == [-1, -1, 1, -1]
     assert ppo.action_rewards(made("++", no_verdict=(1,))) == [1, -1]
@@ -44,8 +46,9 @@ def test_rewards():
 
 
 @pytest.mark.parametrize("reward, at_end, expected", [
-    ("outcome", False, [[8, 8], [-8]]), ("process", False, [[1, 2], [3]]), ("both", False, [[9, 10], [-5]]),
-    ("outcome", True, [[0, 8], [-8]]), ("process", True, [[1, 2], [3]]), ("both", True, [[1, 10], [-5]])])
+    ("outcome", False, [[8, 8], [-8]]), ("outcome", True, [[0, 8], [-8]]),
+    ("process", False, [[1, 2], [3]]), ("process", True, [[1, 2], [3]]),
+    ("both", False, [[9, 10], [-5]]), ("both", True, [[1, 10], [-5]])])
 def test_which_rewards_count(reward, at_end, expected):
     """Bug: --reward lets the other reward in, too, or GAE gets the outcome once for each action."""
     process = [[1.0, 2.0], [3.0]]
@@ -64,11 +67,12 @@ def test_metrics_of_the_four():
 # ---- advantages -------------------------------------------------------------------------------
 
 def test_leave_one_out():
-    """Bug: the baseline contains the sample itself, or the samples of other questions; equal rewards do not give exactly 0."""
+    """Bug: the baseline contains the sample itself, or other questions; equal rewards give no 0."""
     found = ppo.leave_one_out(torch.tensor([[1.0, 1, -1, -1]]))
     torch.testing.assert_close(found, torch.tensor([[4, 4, -4, -4]]) / 3)
     rewards = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
-    expected = [[row[i] - sum(row[j] for j in range(4) if j != i) / 3 for i in range(4)] for row in rewards.tolist()]
+    expected = [[row[i] - sum(row[j] for j in range(4) if j != i) / 3 for i in range(4)]
+                for row in rewards.tolist()]
     torch.testing.assert_close(ppo.leave_one_out(rewards), torch.tensor(expected))
     for M in range(2, 12):  # a rounding error would count as a lesson
         assert not ppo.leave_one_out(torch.full((2, M), -1.0)).any()
@@ -80,12 +84,14 @@ def test_contexts():
 
 
 def test_process_advantages():
-    """Bug: the baseline is one for each response, holds the action's own context, or leaves the action out."""
+    """Bug: the baseline is one for each response, or leaves the action itself out."""
     rewards = [ppo.action_rewards(t) for t in FOUR]
     found = ppo.centred(rewards, [ppo.contexts(row) for row in rewards])
     assert found == [[1, 1], [-1, 1, 0, 0], [-1, -1], [1, -1, 0, 0]]
-    # baselines are rewards minus advantages: ()->0; (+)->0; (-)->0; (-,+)->+1; (+,-)->-1; (-,+,+)->+1; (+,-,-)->+1
-    assert [[r - a for r, a in zip(*rows)] for rows in zip(rewards, found)] == [[0, 0], [0, 0, 1, 1], [0, 0], [0, 0, -1, 1]]
+    # rewards minus advantages are the baselines: () 0, (+) 0, (-) 0, (-,+) 1, (+,-) -1,
+    # (-,+,+) 1, (+,-,-) 1
+    baselines = [[r - a for r, a in zip(*rows)] for rows in zip(rewards, found)]
+    assert baselines == [[0, 0], [0, 0, 1, 1], [0, 0], [0, 0, -1, 1]]
 
 
 def test_centred_by_hand():
@@ -98,11 +104,12 @@ def test_centred_by_hand():
 @pytest.mark.parametrize("gamma", [1.0, 0.9])
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_gae(gamma, lam, count):
-    """Bug: the recursion is off by one, gamma and lambda change places, or the value after the end is not 0."""
+    """Bug: the recursion is off by one, gamma and lambda change places, a value follows the end."""
     rewards, values = torch.randn(2, count, generator=torch.Generator().manual_seed(count)).tolist()
     following = [*values[1:], 0.0]
     delta = [rewards[t] + gamma * following[t] - values[t] for t in range(count)]
-    expected = [sum((gamma * lam) ** (k - t) * delta[k] for k in range(t, count)) for t in range(count)]
+    expected = [sum((gamma * lam) ** (k - t) * delta[k] for k in range(t, count))
+                for t in range(count)]
     assert ppo.gae(rewards, values, gamma, lam) == pytest.approx(expected)
 
 
@@ -118,29 +125,33 @@ def test_action_numbers_land_on_their_tokens():
     t.actions[1].stop = t.actions[2].start = 4  # 3, 1 and 2 tokens
     found = ppo.spread([[1.0, 2.0, 3.0], [4.0, 5.0]], [t, made("+-")], 8)
     assert found.tolist() == [[1, 1, 1, 2, 3, 3, 0, 0], [4, 4, 5, 5, 0, 0, 0, 0]]
-    t.actions[0].stop = t.actions[1].start = 0  # an action without tokens leaves those of its neighbours alone
+    # an action without tokens leaves those of its neighbours alone
+    t.actions[0].stop = t.actions[1].start = 0
     assert ppo.spread([[1.0, 2.0, 3.0]], [t], 8).tolist() == [[2] * 4 + [3] * 2 + [0, 0]]
 
 
 def test_normalise():
-    """Bug: padding counts in the mean square, gets a value, or its NaN spreads; a mean is taken off, so that 0 becomes a lesson."""
-    x, mask = torch.tensor([[3.0, 0.0, 0.0], [-4.0, 5.0, 0.0]]), torch.tensor([[1.0, 1, 0], [1, 0, 0]])
+    """Bug: padding counts, or its NaN spreads; a mean is taken off, so that 0 becomes a lesson."""
+    x = torch.tensor([[3.0, 0.0, 0.0], [-4.0, 5.0, 0.0]])
+    mask = torch.tensor([[1.0, 1, 0], [1, 0, 0]])
     size = math.sqrt((9 + 0 + 16) / 3)
     for padding in (5.0, math.nan, math.inf):
         x[mask == 0] = padding
-        torch.testing.assert_close(ppo.normalise(x, mask), torch.tensor([[3 / size, 0, 0], [-4 / size, 0, 0]]))
+        expected = torch.tensor([[3 / size, 0, 0], [-4 / size, 0, 0]])
+        torch.testing.assert_close(ppo.normalise(x, mask), expected)
     assert ppo.normalise(torch.zeros(2, 3), mask).tolist() == [[0] * 3] * 2  # and not NaN
 
 
 def test_explained_variance():
-    """Bug: perfect values do not give 1, constant ones 0; the arguments are exchanged; no variance divides by 0."""
+    """Bug: perfect values do not give 1, constant ones 0; no variance divides by 0."""
     returns = torch.tensor([1.0, -1.0, 2.0, 0.0])
     assert ppo.explained_variance(returns, returns) == 1.0
     assert ppo.explained_variance(returns + 2, returns) == pytest.approx(1.0, abs=1e-6)
     assert ppo.explained_variance(torch.full((4,), 7.0), returns) == pytest.approx(0.0, abs=1e-6)
     assert ppo.explained_variance(-returns, returns) == pytest.approx(-3.0, abs=1e-5)
     assert ppo.explained_variance(0.5 * returns, returns) == pytest.approx(0.75)
-    assert ppo.explained_variance(returns, torch.ones(4)) == ppo.explained_variance(returns[:1], returns[:1]) == 0.0
+    assert ppo.explained_variance(returns, torch.ones(4)) == 0.0
+    assert ppo.explained_variance(returns[:1], returns[:1]) == 0.0
 
 
 # ---- losses -----------------------------------------------------------------------------------
@@ -165,7 +176,8 @@ def test_gradient_on_a_toy_policy(seed):
     """
     generator = torch.Generator().manual_seed(seed)
     logits, start = torch.randn(2, 200, 7, generator=generator, dtype=torch.double)
-    ids, A = torch.randint(0, 7, (200, 1), generator=generator), torch.randn(200, generator=generator)
+    ids = torch.randint(0, 7, (200, 1), generator=generator)
+    A = torch.randn(200, generator=generator)
     logits, start = (0.3 * logits).requires_grad_(), (0.3 * start).requires_grad_()
     new, old = (x.log_softmax(-1).gather(1, ids)[:, 0] for x in (logits, start))
     loss, signs = ppo.ppo_loss(new, old.detach(), A, 0.1)
@@ -181,7 +193,10 @@ def test_gradient_on_a_toy_policy(seed):
 @pytest.mark.parametrize("A", [1.5, -1.5])
 @pytest.mark.parametrize("ratio", [0.3, 0.69, 0.71, 1.0, 1.29, 1.31, 2.0, 50.0])
 def test_clipping(ratio, A):
-    """Bug: max for min, or the wrong end of the band: the gradient is 0 exactly where the move has gone far enough in A's direction."""
+    """Bug: max for min, or the wrong end of the band.
+
+    The gradient is 0 exactly where the move has gone far enough in A's direction.
+    """
     old = torch.tensor([-2.0])
     new = (old + math.log(ratio)).requires_grad_()
     loss, signs = ppo.ppo_loss(new, old, torch.tensor([A]), 0.3)
@@ -189,7 +204,8 @@ def test_clipping(ratio, A):
     enough = ratio > 1.3 if A > 0 else ratio < 0.7
     assert new.grad.item() == pytest.approx(0.0 if enough else -ratio * A, rel=1e-5)
     assert loss.item() == pytest.approx(-min(ratio * A, min(max(ratio, 0.7), 1.3) * A), rel=1e-5)
-    assert (signs["clipped_low"], signs["clipped_high"]) == (int(A < 0 and enough), int(A > 0 and enough))
+    assert signs["clipped_low"] == (A < 0 and enough)
+    assert signs["clipped_high"] == (A > 0 and enough)
     near = min(max(ratio, 1 / math.e), math.e)
     assert signs["approx_kl"] == pytest.approx(near - 1 - math.log(near), abs=1e-5)
     assert signs["mismatch"] == pytest.approx(abs(math.log(ratio)), abs=1e-5)
@@ -197,10 +213,11 @@ def test_clipping(ratio, A):
 
 
 def test_ratio_1():
-    """Bug: the vital signs show movement where nothing has moved; the loss is not a plain sum over the tokens."""
+    """Bug: the vital signs show movement where nothing has moved; the loss is no plain sum."""
     new, A = torch.randn(50).requires_grad_(), torch.randn(50)
     loss, signs = ppo.ppo_loss(new, new.detach().clone(), A, 0.2)
-    assert signs == {"approx_kl": 0, "mismatch": 0, "clipped_low": 0, "clipped_high": 0, "ratio_min": 1, "ratio_max": 1}
+    assert signs == {"approx_kl": 0, "mismatch": 0, "clipped_low": 0, "clipped_high": 0,
+                     "ratio_min": 1, "ratio_max": 1}
     assert loss.item() == pytest.approx(-A.sum().item(), abs=1e-4)
 
 
@@ -214,7 +231,10 @@ def test_far_ratios_stay_finite():
 
 
 def test_value_loss():
-    """Bug: min for max, or clipping about the new values; a value that has gone far enough towards the return still gets a gradient."""
+    """Bug: min for max, or clipping about the new values.
+
+    A value that has gone far enough towards the return gets no gradient.
+    """
     old, returns = torch.tensor([0.0, 0.0, 0.0, 0.0]), torch.tensor([1.0, 1.0, 1.0, 0.1])
     new = torch.tensor([0.1, 0.5, -0.5, 0.5]).requires_grad_()
     loss = ppo.value_loss(new, old, returns, clip=0.2)
