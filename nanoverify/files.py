@@ -3,6 +3,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +12,13 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+
+WINDOWS = os.name == "nt"
+
+# How a lack of memory is told: CUDA, cuBLAS and cuDNN; torch on Linux, on Windows; C++; Windows itself
+NO_MEMORY = re.compile(r"out of memory|STATUS_ALLOC_FAILED|can(?:'t|not) allocate memory|not enough memory|bad.alloc"
+                       r"|paging file is too small", re.I)
 
 
 class InputError(Exception):
@@ -28,11 +36,11 @@ def run(main):
         # parts of a message come from files: a chat template can raise any text, with line ends and codes for the terminal
         print("error: " + "".join(c if c.isprintable() else " " for c in str(error)), file=sys.stderr)
         sys.exit(2)
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU has no class of its own
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+    except (RuntimeError, MemoryError, OSError) as error:  # torch.OutOfMemoryError is one; the CPU has no class of its own
+        if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
             raise
         print("error: out of memory: lower --micro-tokens (training) or --batch-size (sampling), set --recompute, or take a smaller --model: "
-              + str(error).splitlines()[0], file=sys.stderr)
+              + (str(error).strip() or type(error).__name__).splitlines()[0], file=sys.stderr)
         sys.exit(2)
 
 

@@ -40,7 +40,7 @@ def new_parser(description: str) -> argparse.ArgumentParser:
 
 def add_model_flags(parser, default=POLICY):
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default=default, metavar="DIR", help="Hugging Face folder or hub id (default: %(default)s)")
+    group.add_argument("--model", default=default, metavar="DIR", help="Hugging Face folder, or hf:ORG/NAME from the hub (default: %(default)s)")
     group.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: CUDA where there is one")
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--max-new-tokens", type=positive, default=384, help="longest response, in tokens (default: %(default)s)")
