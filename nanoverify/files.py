@@ -91,13 +91,42 @@ def print_skipped(bad: list | None):
         print(f"--skip-bad-lines: {len(bad)} left out, the first: {bad[0]}", file=sys.stderr)
 
 
+CONVERSIONS = {  # first bytes -> what the file is, Python that makes JSONL of it
+    b"PAR1": ("a Parquet file", "import pandas; pandas.read_parquet({old!r}).to_json({new!r}, orient='records', lines=True)"),
+    b"\x1f\x8b": ("a gzip file", "import gzip; open({new!r}, 'wb').write(gzip.open({old!r}).read())"),
+}
+
+
+def refuse_other_formats(path, content: bytes):
+    """InputError with the command that converts it: the file is in a known format that is not JSONL."""
+    for start, (kind, code) in CONVERSIONS.items():
+        if content.startswith(start):
+            code = code.format(old=str(path), new=f"{Path(path).stem}-converted.jsonl")
+            raise InputError(f"{path}: is {kind}, not JSONL; convert it: python -c \"{code}\"")
+
+
+def items_of(content: bytes) -> list[bytes]:
+    """The items of a JSON array that holds objects, each as a line of JSONL; [] where the file is none."""
+    if not content.lstrip().startswith(b"["):
+        return []
+    try:
+        items = json.loads(content)
+    except (ValueError, RecursionError):
+        return []
+    return [json.dumps(item).encode() for item in items] if any(isinstance(item, dict) for item in items) else []
+
+
 def read_jsonl(path, growing: bool = False, bad: list | None = None):
     """Yield (line number, object) for each line that is not blank. InputError: file:line: reason; or `bad` gets the reasons.
+    A JSON array of objects is read likewise, each item as a line.
     growing: the file is perhaps being written, and what stands behind its last line end is left out."""
     try:
-        lines = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        content = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}")
+        first = "; run build_data.py first, it makes this file" if Path(path).name == "trajectories.jsonl" else ""
+        raise InputError(f"{path}: cannot be read: {error.strerror}{first}")
+    refuse_other_formats(path, content)
+    lines = items_of(content) or content.split(b"\n")
     for number, line in enumerate(lines[:-1] if growing else lines, 1):
         if not line.strip():
             continue

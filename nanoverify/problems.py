@@ -12,6 +12,7 @@ import hashlib
 import math
 import random
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -192,39 +193,89 @@ def puzzles_with_numbers(split: str, count: int, seed: int, families=TRAINED, fe
 
 # ---- files --------------------------------------------------------------------------------------------------------
 
+NO_ANSWER = ("proof", "notfound")  # what NuminaMath writes as the answer where there is none
+MARKED = re.compile(r"####|\\f?box|\banswers?\b.{0,80}?(?:\b(?:is|are)\b|[:=])", re.I)  # a solution that says its answer
+
+
 def read_problems(paths, bad: list | None = None) -> list[Problem]:
-    """Problems from JSONL files: GSM8K (`question`, `answer` ending in `#### n`), MATH (`problem`, `solution` with a
-    box, `level`, `type`; MATH-500 adds `answer`, `unique_id`) or plain (`question`, `answer`, optional `level`, `id`, `family`).
+    """Problems from JSONL files, in any of these forms, their fields in small or capital letters; a field that is null is absent:
+
+        question, answer                      plain, or GSM8K where the answer ends in `#### n`; optional: id, level, family
+        problem, solution, level, type        MATH: the answer is in the box; MATH-500 and NuminaMath add answer
+        body, question, answer                ASDiv and SVAMP: the story is part of the question
 
     InputError: file:line: what is missing or wrong; or `bad` gets the reasons and the lines are left out.
+    Rows that are proofs are left out and counted on stderr.
     """
-    problems, seen = [], {}
+    problems, proofs, seen = [], [], set()
+    if len(set(map(str, paths))) < len(paths):
+        raise InputError(f"{', '.join(map(str, paths))}: a file is given twice")
     for path in paths:
+        here = {}  # id -> file:line
         for number, row in read_jsonl(path, bad=bad):
-            where = f"{path}:{number}"
-            question = row.get("question", row.get("problem"))
-            gold = row.get("answer", row.get("solution"))
-            if not isinstance(question, str) or not question.strip():
-                refuse(f"{where}: no text in 'question' (or 'problem')", bad)
+            where, stem = f"{path}:{number}", Path(path).stem
+            row = {key.lower(): value for key, value in row.items()} | row
+            row = {key: value for key, value in row.items() if value is not None}
+            name = str(row.get("id", row.get("unique_id", f"{stem}-{number}")))
+            try:
+                if name in here:
+                    raise ValueError(f"id {name!r} was used before, in {here[name]}")
+                question, answer = question_of(row), answer_of(row)
+            except ValueError as error:
+                refuse(f"{where}: {error}", bad)
                 continue
-            if isinstance(gold, bool) or not isinstance(gold, (str, int, float)) or isinstance(gold, float) and not math.isfinite(gold):
-                refuse(f"{where}: 'answer' (or 'solution') is missing or no text", bad)
+            here[name] = where
+            if answer is None:
+                proofs.append(where)
                 continue
-            gold = str(gold).strip()
-            answer = extract(gold) if "####" in gold or "\\boxed" in gold or "answer" not in row else gold
-            if not answer:
-                refuse(f"{where}: no final answer in 'answer' (or 'solution')", bad)
-                continue
-            level = row.get("level")
-            digits = re.search(r"[0-9]{1,9}", str(level))  # 3, "3" or "Level 3"
-            identity = str(row.get("id", row.get("unique_id", f"{Path(path).stem}-{number}")))
-            if identity in seen:
-                refuse(f"{where}: id {identity!r} was used before, in {seen[identity]}", bad)
-                continue
-            seen[identity] = where
-            family = str(row.get("family", row.get("type", Path(path).stem)))
-            problems.append(Problem(identity, question.strip(), answer, family, int(digits[0]) if digits else None))
+            identity = f"{path}:{name}" if name in seen else name  # ids need to differ within a file only
+            seen.add(identity)
+            digits = re.search(r"[0-9]{1,9}", str(row.get("level")))  # 3, "3" or "Level 3"
+            level = int(digits[0]) if digits else None
+            problems.append(Problem(identity, question, answer, str(row.get("family", row.get("type", stem))), level))
     print_skipped(bad)
+    if proofs:
+        print(f"{len(proofs)} rows left out, proofs or without a final answer, the first: {proofs[0]}", file=sys.stderr)
     if not problems:
         raise InputError(f"{', '.join(map(str, paths))}: no questions in it")
     return problems
+
+
+def question_of(row: dict) -> str:
+    """What is asked. ValueError: no text."""
+    question, body = row.get("question", row.get("problem")), row.get("body", "")
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError("no text in 'question' (or 'problem')")
+    if not isinstance(body, str):
+        raise ValueError("no text in 'body'")
+    return f"{body.strip()} {question.strip()}".strip()
+
+
+def answer_of(row: dict) -> str | None:
+    """The bare gold answer; None: the row is a proof. ValueError: no answer, or only the index of a choice."""
+    gold = row.get("answer", row.get("solution"))
+    options = next((name for name in ("choices", "options") if row.get(name)), None)
+    if options and is_index(row.get("answer"), row[options]):
+        raise ValueError(f"multiple choice: 'answer' must be the text of the right one of {options!r}, not its index or letter")
+    if isinstance(gold, bool) or not isinstance(gold, (str, int, float)) or isinstance(gold, float) and not math.isfinite(gold):
+        raise ValueError("'answer' (or 'solution') is missing or no text")
+    gold = str(gold).strip()
+    if "answer" not in row and not MARKED.search(gold) and len(re.findall(r"[A-Za-z]{2,}", gold)) > 2:
+        return None  # prose; a number in it is any number
+    if "answer" in row and gold.lower() in NO_ANSWER:
+        return None
+    if "body" in row:
+        gold = re.sub(r"(?<=\w)\s*\([^()\d]*\)$", "", gold)  # "9 (apples)", as ASDiv writes units
+    bare = "answer" in row and "####" not in gold and "\\boxed" not in gold
+    answer = gold if bare else extract(gold, join_boxes=True)
+    if not answer:
+        raise ValueError("no final answer in 'answer' (or 'solution')")
+    return answer
+
+
+def is_index(answer, options) -> bool:
+    """Does the answer only say which of the options is right?"""
+    texts = list(options.values()) if isinstance(options, dict) else options
+    if isinstance(answer, str) and isinstance(texts, list) and answer in texts:
+        return False
+    return not isinstance(answer, str) or bool(re.fullmatch(r"\(?(?:[A-Za-z]|\d+)[).]?", answer.strip()))

@@ -1,9 +1,12 @@
 """What the three scripts and the evaluation share: flags, device and seed, the model, and who may see which question."""
 import argparse
+import contextlib
 import hashlib
+import io
 import math
 import os
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +14,10 @@ import torch
 
 from nanoverify import cost
 from nanoverify.checkpoint import load_config, load_model
-from nanoverify.files import InputError, read_json, write_json
-from nanoverify.problems import Problem, make_puzzles, read_problems, split_of
+from nanoverify.files import InputError, print_skipped, read_json, read_jsonl, refuse, write_json
+from nanoverify.problems import SOLVE_PROMPT, Problem, make_puzzles, read_problems, split_of
 from nanoverify.tokenizer import Tokenizer
+from nanoverify.verifier import VERIFY_PROMPTS
 
 POLICY = str(Path(__file__).parent / "policy")  # the shipped initial policy
 
@@ -52,7 +56,7 @@ def add_question_flags(parser):
     group.add_argument("--questions", nargs="+", metavar="FILE", help="JSONL: GSM8K, MATH or plain (default: the built-in puzzles)")
     group.add_argument("--test-questions", nargs="+", metavar="FILE",
                        help="JSONL to evaluate on (default: 15%% of --questions, chosen by hash; test puzzles)")
-    group.add_argument("--skip-bad-lines", action="store_true", help="leave out and count lines that cannot be used, instead of stopping at the first")
+    group.add_argument("--skip-bad-lines", action="store_true", help="leave out and count lines and questions that cannot be used, instead of stopping at the first")
     group.add_argument("--test-count", type=positive, default=1000, help="questions evaluated (default: %(default)s)")
 
 
@@ -129,17 +133,73 @@ def print_time(model, args, vocab_size: int, responses: int, longest: int = 0, t
 
 def bad_lines(args) -> list | None:
     """Where reasons of skipped lines go; None: the first bad line is an error."""
-    return [] if args.skip_bad_lines else None
+    return [] if getattr(args, "skip_bad_lines", False) else None
+
+
+def prompt_check(args):
+    """A function (question, answer) -> why one of the prompts that this stage makes of them does not fit, '' if all fit.
+
+    Stage 0, and stage 2 with a model as judge, also ask whether an answer is right: those prompts are the longer ones.
+    """
+    judge = getattr(args, "verifier_model", None) or getattr(args, "reward_from", None)
+    asked = [(args.model, SOLVE_PROMPT)]
+    if judge or hasattr(args, "verifications"):
+        asked += [(judge or args.model, prompt) for prompt in VERIFY_PROMPTS.values()]
+    models = {name: (Tokenizer.load(name), load_config(name).max_position_embeddings) for name, _ in asked}
+
+    def reason(question: str, answer: str) -> str:
+        for name, prompt in asked:
+            tokenizer, context = models[name]
+            length = len(tokenizer.prompt(prompt.format(question=question, answer=answer)))
+            if length + args.max_new_tokens > context:
+                kind = "prompt" if prompt == SOLVE_PROMPT else "verification prompt"
+                return (f"its {kind} has {length} tokens; with --max-new-tokens {args.max_new_tokens} "
+                        f"it does not fit into the model's context of {context}")
+        return ""
+    return reason
+
+
+def fitting(args, problems: list[Problem]) -> list[Problem]:
+    """The questions whose prompts fit, so that none stops a run halfway. InputError: one does not, named by its id; with
+    --skip-bad-lines such questions are left out and counted."""
+    reason, bad = prompt_check(args), bad_lines(args)
+    kept = []
+    for problem in problems:
+        if why := reason(problem.question, problem.answer):
+            refuse(f"question {problem.id!r}: {why}; lower that, or leave the question out with --skip-bad-lines", bad)
+        else:
+            kept.append(problem)
+    print_skipped(bad)
+    if bad and not kept:
+        raise InputError(f"no question is left; the first: {bad[0]}")
+    return kept
+
+
+def say_overlap(learned, held_out):
+    """Count the test questions that are trained on, whatever their white space and capitals."""
+    plain = lambda question: " ".join(question.casefold().split())
+    learned = set(map(plain, learned))
+    if count := sum(plain(question) in learned for question in held_out):
+        print(f"{count} of {len(held_out)} test questions are training questions, too: their answers may be memory; "
+              "take them out of one of the files", file=sys.stderr)
 
 
 def train_problems(args, count: int) -> list[Problem]:
     """At most `count` questions to learn from."""
     if not args.questions:
-        return make_puzzles("train", count, args.seed)
+        return fitting(args, make_puzzles("train", count, args.seed))
     problems = read_problems(args.questions, bad_lines(args))
-    if not args.test_questions:
+    if args.test_questions:
+        with contextlib.redirect_stderr(io.StringIO()):  # what is left out of these, `test_problems` says
+            held_out = read_problems(args.test_questions, bad_lines(args))
+    else:
+        held_out = [problem for problem in problems if split_of(problem.question) == "test"]
         problems = [problem for problem in problems if split_of(problem.question) == "train"]
-    return random.Random(args.seed).sample(problems, min(count, len(problems)))
+    if not problems:
+        raise InputError(f"{', '.join(args.questions)}: no question falls into the 80% for training, chosen by hash; "
+                         "give --test-questions, then all are for training")
+    say_overlap([problem.question for problem in problems], [problem.question for problem in held_out])
+    return fitting(args, random.Random(args.seed).sample(problems, min(count, len(problems))))
 
 
 def batch_of(items: list, size: int, step: int, seed: int) -> list:
@@ -150,7 +210,15 @@ def batch_of(items: list, size: int, step: int, seed: int) -> list:
 
 
 def test_problems(args) -> list[Problem]:
-    """Questions no stage learns from; the same for every seed."""
+    """Questions no stage learns from; the same for every seed. InputError: none is left for testing, or one does not fit."""
+    problems = held_out_problems(args)
+    if hasattr(args, "data"):  # stage 1 learns from trajectories
+        learned = [row.get("question") for _, row in read_jsonl(args.data, bad=[])]
+        say_overlap([text for text in learned if isinstance(text, str)], [problem.question for problem in problems])
+    return fitting(args, problems)
+
+
+def held_out_problems(args) -> list[Problem]:
     if args.test_questions:
         problems = read_problems(args.test_questions, bad_lines(args))
     elif args.questions:
@@ -166,7 +234,9 @@ def test_problems(args) -> list[Problem]:
 
 def asked(args) -> dict:
     """What makes two evaluations comparable."""
-    questions = hashlib.sha256("\n".join(problem.question for problem in test_problems(args)).encode("utf-8", "surrogatepass")).hexdigest()
+    with contextlib.redirect_stderr(io.StringIO()):  # what is left out was said before
+        problems = held_out_problems(args)
+    questions = hashlib.sha256("\n".join(problem.question for problem in problems).encode("utf-8", "surrogatepass")).hexdigest()
     return {"questions": args.questions, "test_questions": args.test_questions, "test_count": args.test_count,
             "max_new_tokens": args.max_new_tokens, "sha256": questions}
 

@@ -236,7 +236,8 @@ def parts(folder: Path, name: str, items: list, size: int, work):
         try:
             temporary.write_bytes(checksum_of(text) + b"\n" + text)
             sync(temporary)
-            temporary.replace(path)  # a damaged one may be there; Windows renames over nothing
+            path.unlink(missing_ok=True)  # a damaged one: Windows renames nothing over it
+            temporary.rename(path)
             sync(folder)
         except OSError as error:
             raise InputError(f"{path}: cannot be saved ({error}); it needs {len(text) / 1e6:.1f} MB; make room, then go on with --resume")
