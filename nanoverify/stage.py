@@ -6,7 +6,6 @@ import io
 import math
 import os
 import random
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -166,7 +165,8 @@ def fitting(args, problems: list[Problem]) -> list[Problem]:
     kept = []
     for problem in problems:
         if why := reason(problem.question, problem.answer):
-            refuse(f"question {problem.id!r}: {why}; lower that, or leave the question out with --skip-bad-lines", bad)
+            todo = "; lower --max-new-tokens, or leave such questions out with --skip-bad-lines" if bad is None else ""
+            refuse(f"question {problem.id!r}: {why}{todo}", bad)
         else:
             kept.append(problem)
     print_skipped(bad)
@@ -181,7 +181,7 @@ def say_overlap(learned, held_out):
     learned = set(map(plain, learned))
     if count := sum(plain(question) in learned for question in held_out):
         print(f"{count} of {len(held_out)} test questions are training questions, too: their answers may be memory; "
-              "take them out of one of the files", file=sys.stderr)
+              "take them out of one of the files")
 
 
 def train_problems(args, count: int) -> list[Problem]:
