@@ -16,7 +16,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanoverify.answers import extract
+from nanoverify.answers import extract, grade
 from nanoverify.files import InputError, print_skipped, read_jsonl, refuse
 
 LEVELS = (1, 2, 3, 4, 5)
@@ -194,26 +194,29 @@ def puzzles_with_numbers(split: str, count: int, seed: int, families=TRAINED, fe
 # ---- files --------------------------------------------------------------------------------------------------------
 
 NO_ANSWER = ("proof", "notfound")  # what NuminaMath writes as the answer where there is none
-MARKED = re.compile(r"####|\\f?box|\banswers?\b.{0,80}?(?:\b(?:is|are)\b|[:=])", re.I)  # a solution that says its answer
+# a solution that says its answer; and what follows a box that is only a step to the next one
+MARKED = re.compile(r"####|\\f?box|\banswers?\b.{0,80}?(?:\b(?:is|are)\b|[:=])", re.I)
+STEP = re.compile(r"[}$,\s]*(?:and\s+)?so\b")
 
 
 def read_problems(paths, bad: list | None = None) -> list[Problem]:
-    """Problems from JSONL files, in any of these forms, their fields in small or capital letters; a field that is null is absent:
+    """Problems from JSONL files of these forms. Capital letters do not matter, and null is absent.
 
-        question, answer                      plain, or GSM8K where the answer ends in `#### n`; optional: id, level, family
-        problem, solution, level, type        MATH: the answer is in the box; MATH-500 and NuminaMath add answer
-        body, question, answer                ASDiv and SVAMP: the story is part of the question
+        question, answer                  plain, or GSM8K, whose answer ends in `#### n`;
+                                          these may be added to all forms: id, level, family
+        problem, solution, level, type    MATH: the answer is in boxes; others add `answer`
+        body, question, answer            ASDiv and SVAMP: the story belongs to the question
 
-    InputError: file:line: what is missing or wrong; or `bad` gets the reasons and the lines are left out.
-    Rows that are proofs are left out and counted on stderr.
+    InputError: file:line: what is missing or wrong; or `bad` gets the reasons and the lines are
+    left out. Proofs have no answer: they are left out and counted on stderr.
     """
     problems, proofs, seen = [], [], set()
     if len(set(map(str, paths))) < len(paths):
         raise InputError(f"{', '.join(map(str, paths))}: a file is given twice")
     for path in paths:
-        here = {}  # id -> file:line
+        stem, here = Path(path).stem, {}  # id -> file:line
         for number, row in read_jsonl(path, bad=bad):
-            where, stem = f"{path}:{number}", Path(path).stem
+            where = f"{path}:{number}"
             row = {key.lower(): value for key, value in row.items()} | row
             row = {key: value for key, value in row.items() if value is not None}
             name = str(row.get("id", row.get("unique_id", f"{stem}-{number}")))
@@ -228,14 +231,16 @@ def read_problems(paths, bad: list | None = None) -> list[Problem]:
             if answer is None:
                 proofs.append(where)
                 continue
-            identity = f"{path}:{name}" if name in seen else name  # ids need to differ within a file only
+            identity = f"{path}:{name}" if name in seen else name  # two files may count from 0
             seen.add(identity)
             digits = re.search(r"[0-9]{1,9}", str(row.get("level")))  # 3, "3" or "Level 3"
             level = int(digits[0]) if digits else None
-            problems.append(Problem(identity, question, answer, str(row.get("family", row.get("type", stem))), level))
+            family = str(row.get("family", row.get("type", stem)))
+            problems.append(Problem(identity, question, answer, family, level))
     print_skipped(bad)
     if proofs:
-        print(f"{len(proofs)} rows left out, proofs or without a final answer, the first: {proofs[0]}", file=sys.stderr)
+        print(f"{len(proofs)} rows without an answer, such as proofs, left out; the first: "
+              f"{proofs[0]}", file=sys.stderr)
     if not problems:
         raise InputError(f"{', '.join(map(str, paths))}: no questions in it")
     return problems
@@ -252,22 +257,24 @@ def question_of(row: dict) -> str:
 
 
 def answer_of(row: dict) -> str | None:
-    """The bare gold answer; None: the row is a proof. ValueError: no answer, or only the index of a choice."""
-    gold = row.get("answer", row.get("solution"))
-    options = next((name for name in ("choices", "options") if row.get(name)), None)
-    if options and is_index(row.get("answer"), row[options]):
-        raise ValueError(f"multiple choice: 'answer' must be the text of the right one of {options!r}, not its index or letter")
-    if isinstance(gold, bool) or not isinstance(gold, (str, int, float)) or isinstance(gold, float) and not math.isfinite(gold):
+    """The bare gold answer; None: a proof. ValueError: no answer, or the index of a choice."""
+    options = row.get("choices") or row.get("options")
+    if options and is_index(row.get("answer"), options):
+        raise ValueError("'choices' or 'options': multiple choice with the index or the letter of "
+                         "the right one; write its text into 'answer' and remove the choices")
+    given = "answer" in row
+    gold = row["answer"] if given else row.get("solution")
+    finite = isinstance(gold, (int, float)) and math.isfinite(gold)
+    if isinstance(gold, bool) or not isinstance(gold, str) and not finite:
         raise ValueError("'answer' (or 'solution') is missing or no text")
     gold = str(gold).strip()
-    if "answer" not in row and not MARKED.search(gold) and len(re.findall(r"[A-Za-z]{2,}", gold)) > 2:
-        return None  # prose; a number in it is any number
-    if "answer" in row and gold.lower() in NO_ANSWER:
+    prose = len(re.findall(r"[A-Za-z]{2,}", gold)) > 2  # a number in it is any number
+    if gold.lower() in NO_ANSWER or not given and prose and not MARKED.search(gold):
         return None
     if "body" in row:
-        gold = re.sub(r"(?<=\w)\s*\([^()\d]*\)$", "", gold)  # "9 (apples)", as ASDiv writes units
-    bare = "answer" in row and "####" not in gold and "\\boxed" not in gold
-    answer = gold if bare else extract(gold, join_boxes=True)
+        gold = re.sub(r"(?<=\w)\s*\([^()\d]*\)$", "", gold)  # "9 (apples)", as in ASDiv
+    bare = given and "####" not in gold and "\\boxed" not in gold
+    answer = gold if bare else boxed(gold) or extract(gold)
     if not answer:
         raise ValueError("no final answer in 'answer' (or 'solution')")
     return answer
@@ -278,4 +285,16 @@ def is_index(answer, options) -> bool:
     texts = list(options.values()) if isinstance(options, dict) else options
     if isinstance(answer, str) and isinstance(texts, list) and answer in texts:
         return False
-    return not isinstance(answer, str) or bool(re.fullmatch(r"\(?(?:[A-Za-z]|\d+)[).]?", answer.strip()))
+    return not isinstance(answer, str) or bool(re.fullmatch(r"\(?([A-Za-z]|\d+)[).]?", answer.strip()))
+
+
+def boxed(solution: str) -> str:
+    """The list of the values of several boxes, over which MATH spreads some answers; '' otherwise."""
+    values, parts = [], re.split(r"(?=\\boxed\b)", solution)[1:]
+    for part in parts:
+        value = extract(part)
+        if part is not parts[-1] and STEP.match(part.partition(value)[2]):
+            continue  # "2^2 = \boxed{4}, so 2^3 = \boxed{8}"
+        if not any(grade(other, value) for other in values):
+            values.append(value)
+    return ", ".join(values) if len(values) > 1 else ""

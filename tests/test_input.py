@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,7 +17,7 @@ from nanoverify.files import InputError, output_folder, read_json, write_json, w
 from nanoverify.problems import SOLVE_PROMPT, read_problems, split_of
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.trajectory import RECHECK
-from nanoverify.verifier import VERDICTS
+from nanoverify.verifier import VERDICTS, Verification
 from test_sampler import save_policy
 
 ROOT = Path(__file__).parents[1]
@@ -152,6 +153,31 @@ def test_verification_prompts_are_longer(policy, elsewhere, capsys):
     assert [problem.id for problem in stage.fitting(args, read_problems(["a.jsonl"]))] == ["edge"]  # stages 1 and 2 can use it
     check = stage.prompt_check(build_data.flags(flags))
     assert check("1 + 1?", "2") == "" and "verification prompt" in check("1 + 1?", "2" * 1000)
+
+
+def test_a_sampled_answer_that_is_too_long(policy, elsewhere, monkeypatch, capsys):
+    """Bug: one endless answer among thousands stops stage 0 when it is to be verified, and every resume
+    there; or the question goes with it; or nothing is counted."""
+    write_jsonl("q.jsonl", [{"question": "1 + 1?", "answer": "2", "id": "q"}])
+    asked = []
+
+    def respond(model, tokenizer, problems, *rest):
+        texts = ["The answer is 2.", f"The answer is {'9' * 1000}."]
+        rows = [[tokenizer.encode(text) + [tokenizer.end_id] for text in texts] for _ in problems]
+        return [[SimpleNamespace(ids=ids, finished=True) for ids in row] for row in rows]
+
+    def verify(model, tokenizer, claims, *rest):
+        asked.extend(answer for _, answer in claims)
+        return [[Verification(VERDICTS[answer == "2"], answer == "2", True)] for _, answer in claims]
+
+    monkeypatch.setattr(build_data, "respond", respond)
+    monkeypatch.setattr(build_data, "verify", verify)
+    write_jsonl("test.jsonl", [{"question": "2 + 2?", "answer": "4"}])
+    build_data.main(["--model", policy, *SMALL, "--questions", "q.jsonl", "--test-questions",
+                     "test.jsonl", "--samples", "2", "--out", "new"])
+    assert set(asked) == {"2"}
+    assert read_json("new/statistics.json")["dropped"]["wrong attempts without a kept verification"] == 1
+    assert len((elsewhere / "new" / "trajectories.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_split_that_leaves_nothing(policy, elsewhere, capsys):

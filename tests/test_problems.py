@@ -325,8 +325,11 @@ def test_story_and_question(tmp_path):
 def test_several_boxes(tmp_path):
     """Bug: of two roots in two boxes only the last is the gold answer, and whoever gives both is wrong."""
     path = write(tmp_path / "a.jsonl", {"problem": "Roots?", "solution": "So $x = \\boxed{2}$ or $x = \\boxed{\\frac{1}{3}}$."},
-                 {"problem": "Twice?", "solution": "$\\boxed{2}$, or $\\boxed{2}$"})
-    assert [p.answer for p in read_problems([path])] == ["2, \\frac{1}{3}", "2"]
+                 {"problem": "Twice?", "solution": "It is $\\boxed{2}$. Or, by another way, $\\boxed{\\frac{4}{2}}$."},
+                 {"problem": "Far?", "solution": "One root is $\\boxed{2}$. We divide by $x - 2$ and find $\\boxed{5}$."},
+                 {"problem": "Step?", "solution": "$\\log_2 4 = \\boxed{2}$, so $\\log_2(4^2) = \\boxed{4}$"},
+                 {"problem": "Open?", "solution": "Our answer is $\\boxed 2$."})
+    assert [p.answer for p in read_problems([path])] == ["2, \\frac{1}{3}", "\\frac{4}{2}", "2, 5", "4", "2"]
 
 
 def test_proofs_are_left_out(tmp_path, capsys):
@@ -336,7 +339,7 @@ def test_proofs_are_left_out(tmp_path, capsys):
                  {"problem": "Prove that.", "answer": "Proof", "solution": long}, {"problem": "2?", "solution": f"{long} The answer is 2."},
                  {"problem": "3?", "solution": "x = 3"}, {"problem": "4?", "solution": long, "answer": "4"})
     assert [(p.question, p.answer) for p in read_problems([path])] == [("2?", "2"), ("3?", "x = 3"), ("4?", "4")]
-    assert capsys.readouterr().err == f"3 rows left out, proofs or without a final answer, the first: {path}:1\n"
+    assert capsys.readouterr().err == f"3 rows without an answer, such as proofs, left out; the first: {path}:1\n"
 
 
 def test_choices_with_the_text_of_the_answer(tmp_path):
