@@ -17,8 +17,9 @@ from nanoverify.answers import extract
 from nanoverify.checkpoint import checkpoint_files, load_model
 from nanoverify.evaluate import respond, share
 from nanoverify.files import InputError, output_folder, run, write_json, write_jsonl
-from nanoverify.stage import (add_model_flags, add_output_flags, add_question_flags, load, new_parser, positive, print_memory, print_time,
-                              prompt_check, train_problems)
+from nanoverify.stage import (add_model_flags, add_output_flags, add_question_flags, load,
+                              new_parser, positive, print_memory, print_time, prompt_check,
+                              train_problems)
 from nanoverify.state import identity, parts, same_run
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.trajectory import as_row, attempts_for, choose_attempts, compose, loss_mask, parse, usable, well_formed

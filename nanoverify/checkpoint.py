@@ -24,7 +24,8 @@ LARGEST, DEEPEST = 10 ** 7, 1000  # far above any model: sizes beyond them overf
 DTYPES = ("F32", "F16", "BF16")  # as safetensors spells them
 HUB, HUB_ID = "hf:", re.compile(r"\w[\w.-]*/\w[\w.-]*")
 MADE_BY = {"sft": "train_sft.py", "rl": "train_rl.py"}  # the default output folders
-MERGE = ("python -c \"from peft import AutoPeftModelForCausalLM as M; from transformers import AutoTokenizer as T; "
+MERGE = ("python -c \"from peft import AutoPeftModelForCausalLM as M; "
+         "from transformers import AutoTokenizer as T; "
          "M.from_pretrained('FOLDER').merge_and_unload().save_pretrained('NEW'); "
          "T.from_pretrained('FOLDER').save_pretrained('NEW')\"")
 CARRIED = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json",
@@ -32,10 +33,10 @@ CARRIED = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", 
 
 
 def find_folder(name) -> Path:
-    """A folder as it is; "hf:org/name" is fetched from the Hugging Face hub, or found in its local cache.
+    """A folder as it is; "hf:org/name" from the Hugging Face hub, or from its local cache.
 
-    Only with "hf:": out/sft, before there is one, would be a stranger's model. InputError: no such folder, what to run
-    first; nothing to be had from the hub; a PEFT adapter, which is no whole model.
+    Only with "hf:": before stage 1 has made out/sft, a stranger's model can have that name.
+    InputError: no such folder, and what to run first; the hub does not give it; a PEFT adapter.
     """
     folder, hub = Path(name), str(name).removeprefix(HUB)
     if hub != str(name):
@@ -43,13 +44,16 @@ def find_folder(name) -> Path:
     elif folder.exists() and not folder.is_dir():
         raise InputError(f"{name}: is a file; give the checkpoint's folder")
     elif not folder.exists():
-        first = f"; run {MADE_BY[folder.name]} first, it makes such a folder" if folder.name in MADE_BY else ""
+        todo = ""
         if folder.with_name(f"{folder.name}.part").is_dir():
-            first = f"; {name}.part is a run that has not ended: finish it with --resume"
-        other = f"; a model of the Hugging Face hub is called {HUB}{name}" if HUB_ID.fullmatch(str(name)) else ""
-        raise InputError(f"{name}: no such folder{first}{other}")
+            todo = f"; {name}.part is a run that has not ended: finish it with --resume"
+        elif folder.name in MADE_BY:
+            todo = f"; run {MADE_BY[folder.name]} first, it makes such a folder"
+        if HUB_ID.fullmatch(str(name)):
+            todo += f"; a model of the Hugging Face hub is called {HUB}{name}"
+        raise InputError(f"{name}: no such folder{todo}")
     if (folder / "adapter_config.json").exists():
-        raise InputError(f"{name}: is a PEFT adapter, not a whole model; merge it with its base model: {MERGE}")
+        raise InputError(f"{name}: is a PEFT adapter, not a whole model; merge it first: {MERGE}")
     return folder
 
 
@@ -63,8 +67,9 @@ def download(name: str) -> Path:
             name, allow_patterns=["*.json", "*.safetensors", "*.jinja", *CARRIED],
             ignore_patterns=["*/*", "consolidated*"]))
     except Exception as error:  # its errors have no common base: offline, unknown name, no permission, full disk
-        raise InputError(f"{HUB}{name}: not to be had from the Hugging Face hub ({type(error).__name__}); "
-                         "download the checkpoint where there is a network and give its folder")
+        raise InputError(
+            f"{HUB}{name}: not to be had from the Hugging Face hub ({type(error).__name__}); "
+            "download the checkpoint where there is a network and give its folder")
 
 
 def load_config(folder) -> Config:

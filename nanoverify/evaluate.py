@@ -132,7 +132,8 @@ def main(argv=None):
     parser.add_argument("--questions", nargs="+", metavar="FILE", help="JSONL: GSM8K, MATH or plain (default: test puzzles)")
     parser.add_argument("--families", nargs="+", choices=tuple(FAMILIES), default=TRAINED, metavar="NAME",
                         help=f"of the puzzles; {', '.join(HELD_OUT)} are never trained on (default: all others)")
-    parser.add_argument("--skip-bad-lines", action="store_true", help="leave out and count what cannot be used")
+    parser.add_argument("--skip-bad-lines", action="store_true",
+                        help="leave out and count what cannot be used")
     parser.add_argument("--test-count", type=positive, default=1000, help="at most so many questions (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")

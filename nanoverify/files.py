@@ -16,9 +16,9 @@ except ImportError:  # Windows
 
 WINDOWS = os.name == "nt"
 
-# How a lack of memory is told: CUDA, cuBLAS and cuDNN; torch on Linux, on Windows; C++; Windows itself
-NO_MEMORY = re.compile(r"out of memory|STATUS_ALLOC_FAILED|can(?:'t|not) allocate memory|not enough memory|bad.alloc"
-                       r"|paging file is too small", re.I)
+# How CUDA, cuBLAS and cuDNN, torch on Linux and on Windows, C++ and Windows tell a lack of memory
+NO_MEMORY = re.compile(r"out of memory|STATUS_ALLOC_FAILED|can(?:'t|not) allocate memory"
+                       r"|not enough memory|bad.alloc|paging file is too small", re.I)
 
 
 class InputError(Exception):
@@ -36,7 +36,7 @@ def run(main):
         # parts of a message come from files: a chat template can raise any text, with line ends and codes for the terminal
         print("error: " + "".join(c if c.isprintable() else " " for c in str(error)), file=sys.stderr)
         sys.exit(2)
-    except (RuntimeError, MemoryError, OSError) as error:  # torch.OutOfMemoryError is one; the CPU has no class of its own
+    except (RuntimeError, MemoryError, OSError) as error:  # no common class; most are RuntimeErrors
         if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
             raise
         print("error: out of memory: lower --micro-tokens (training) or --batch-size (sampling), set --recompute, or take a smaller --model: "
@@ -92,13 +92,15 @@ def print_skipped(bad: list | None):
 
 
 CONVERSIONS = {  # first bytes -> what the file is, Python that makes JSONL of it
-    b"PAR1": ("a Parquet file", "import pandas; pandas.read_parquet({old!r}).to_json({new!r}, orient='records', lines=True)"),
-    b"\x1f\x8b": ("a gzip file", "import gzip; open({new!r}, 'wb').write(gzip.open({old!r}).read())"),
+    b"PAR1": ("a Parquet file", "import pandas; pandas.read_parquet({old!r})"
+                                ".to_json({new!r}, orient='records', lines=True)"),
+    b"\x1f\x8b": ("a gzip file",
+                  "import gzip; open({new!r}, 'wb').write(gzip.open({old!r}).read())"),
 }
 
 
 def refuse_other_formats(path, content: bytes):
-    """InputError with the command that converts it: the file is in a known format that is not JSONL."""
+    """InputError: the file has a known format that is not JSONL; with the command to convert it."""
     for start, (kind, code) in CONVERSIONS.items():
         if content.startswith(start):
             code = code.format(old=str(path), new=f"{Path(path).stem}-converted.jsonl")
@@ -106,14 +108,15 @@ def refuse_other_formats(path, content: bytes):
 
 
 def items_of(content: bytes) -> list[bytes]:
-    """The items of a JSON array that holds objects, each as a line of JSONL; [] where the file is none."""
+    """The items of a JSON array that holds objects, as lines of JSONL; [] for another file."""
     if not content.lstrip().startswith(b"["):
         return []
     try:
         items = json.loads(content)
     except (ValueError, RecursionError):
         return []
-    return [json.dumps(item).encode() for item in items] if any(isinstance(item, dict) for item in items) else []
+    objects = any(isinstance(item, dict) for item in items)
+    return [json.dumps(item).encode() for item in items] if objects else []
 
 
 def read_jsonl(path, growing: bool = False, bad: list | None = None):
@@ -123,8 +126,9 @@ def read_jsonl(path, growing: bool = False, bad: list | None = None):
     try:
         content = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
-        first = "; run build_data.py first, it makes this file" if Path(path).name == "trajectories.jsonl" else ""
-        raise InputError(f"{path}: cannot be read: {error.strerror}{first}")
+        ours = Path(path).name == "trajectories.jsonl"
+        todo = "; run build_data.py first, it makes this file" if ours else ""
+        raise InputError(f"{path}: cannot be read: {error.strerror}{todo}")
     refuse_other_formats(path, content)
     lines = items_of(content) or content.split(b"\n")
     for number, line in enumerate(lines[:-1] if growing else lines, 1):

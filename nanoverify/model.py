@@ -54,7 +54,7 @@ class Config:
         rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
         theta = rope.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0
         kind = rope.get("rope_type") or rope.get("type") or "default"
-        window = raw.get("sliding_window", 4096)  # what transformers takes where the field is absent
+        window = raw.get("sliding_window", 4096)  # where it is absent transformers takes 4096
         refused = {
             "hidden_act": raw.get("hidden_act", "silu") != "silu",
             "rope_scaling": kind not in ("default", "linear", "llama3"),
@@ -89,7 +89,7 @@ def has_window(raw: dict, architecture: str, window) -> bool:
     if not window or whole:
         return False
     if not raw.get("use_sliding_window"):
-        return architecture == "MistralForCausalLM"  # all its layers; the other families need the switch
+        return architecture == "MistralForCausalLM"  # the other families need the switch
     kinds, first = raw.get("layer_types"), raw.get("max_window_layers", 0)
     return "sliding_attention" in kinds if kinds else first < raw.get("num_hidden_layers", math.inf)
 

@@ -285,11 +285,12 @@ def is_index(answer, options) -> bool:
     texts = list(options.values()) if isinstance(options, dict) else options
     if isinstance(answer, str) and isinstance(texts, list) and answer in texts:
         return False
-    return not isinstance(answer, str) or bool(re.fullmatch(r"\(?([A-Za-z]|\d+)[).]?", answer.strip()))
+    letter_or_number = r"\(?([A-Za-z]|\d+)[).]?"
+    return not isinstance(answer, str) or bool(re.fullmatch(letter_or_number, answer.strip()))
 
 
 def boxed(solution: str) -> str:
-    """The list of the values of several boxes, over which MATH spreads some answers; '' otherwise."""
+    """A list of the values in several boxes, over which MATH spreads some answers; else ''."""
     values, parts = [], re.split(r"(?=\\boxed\b)", solution)[1:]
     for part in parts:
         value = extract(part)

@@ -38,7 +38,8 @@ def sync(path: Path):
     """Wait until a file, or the names in a folder, are on the disk."""
     if WINDOWS and path.is_dir():
         return  # it opens no folders, and notes renames by itself
-    handle = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)  # Windows syncs only what may be written
+    # Windows syncs only what may be written
+    handle = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -90,7 +91,8 @@ def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict] | None:
                 if manifest.get(name) != fingerprint(path / name):
                     raise InputError(f"{path / name}: does not have the checksum of manifest.json")
             # copies: Windows renames no folder, and removes no file, whose content is still mapped
-            tensors = {name: tensor.clone() for name, tensor in load_file(path / "tensors.safetensors").items()}
+            mapped = load_file(path / "tensors.safetensors")
+            tensors = {name: tensor.clone() for name, tensor in mapped.items()}
             return tensors, read_json(path / "state.json")
         except (InputError, OSError, SafetensorError) as error:
             print(f"damaged, not used: {error}", file=sys.stderr)
@@ -187,7 +189,8 @@ def refuse_changes(saved: dict, now: dict, allowed: bool):
 
 @contextlib.contextmanager
 def signals():
-    """A list that gets the number of the first SIGINT, SIGTERM or Ctrl-Break; a second one ends the process at once."""
+    """A list that gets the number of the first SIGINT, SIGTERM or, on Windows, Ctrl-Break; a second
+    one ends the process at once."""
     caught = []
 
     def note(number, frame):
@@ -196,7 +199,8 @@ def signals():
         caught.append(number)
         print("\nstopping behind this step; once more to stop at once", file=sys.stderr)
 
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]  # Windows: BREAK
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in names]
     before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield caught

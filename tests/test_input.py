@@ -122,42 +122,51 @@ def test_prompt_longer_than_the_context(main, policy, elsewhere, capsys):
 
 @pytest.mark.parametrize("main", [build_data.main, train_rl.main, evaluate.main])
 def test_one_prompt_that_is_too_long(main, policy, elsewhere, capsys):
-    """Bug: one long question stops stage 2 at the step that draws it, and every resume there; or is not named; or cannot be skipped."""
+    """Bug: one long question stops stage 2 at the step that draws it, and every resume there;
+    or is not named; or cannot be skipped."""
     rows = [{"question": f"{n}?", "answer": "1", "id": f"q{n}"} for n in range(60)]
-    write_jsonl(elsewhere / "long.jsonl", [*rows, {"question": "Long " + "very " * 250, "answer": "1", "id": "the long one"}])
+    long = {"question": "Long " + "very " * 250, "answer": "1", "id": "the long one"}
+    write_jsonl(elsewhere / "long.jsonl", [*rows, long])
     write_jsonl(elsewhere / "test.jsonl", rows[:9])
     flags = ["--model", policy, *SMALL, "--questions", "long.jsonl"]
-    flags += ["--test-questions", "test.jsonl", "--out", "new"] if main is not evaluate.main else ["--test-count", "99"]
-    flags += {train_rl.main: ["--prompts", "2", "--samples", "2", "--steps", "1"], build_data.main: ["--samples", "2"]}.get(main, [])
+    if main is evaluate.main:
+        flags += ["--test-count", "99"]
+    else:
+        flags += ["--test-questions", "test.jsonl", "--out", "new", "--samples", "2"]
+    if main is train_rl.main:
+        flags += ["--prompts", "2", "--steps", "1"]
     said = refusal(main, flags, capsys)
-    assert "question 'the long one': its prompt has " in said and "1024" in said and "--skip-bad-lines" in said
+    assert "question 'the long one': its prompt has " in said
+    assert "context of 1024" in said and "--skip-bad-lines" in said
     assert left_behind(elsewhere) == ["long.jsonl", "test.jsonl"]
     if main is build_data.main:  # a random model has no right answer
         with pytest.raises(InputError, match="no trajectory"):
             main([*flags, "--skip-bad-lines"])
     else:
         main([*flags, "--skip-bad-lines"])
-    assert "--skip-bad-lines: 1 left out, the first: question 'the long one': its prompt has" in capsys.readouterr().err
+    first = "question 'the long one': its prompt has"
+    assert f"--skip-bad-lines: 1 left out, the first: {first}" in capsys.readouterr().err
 
 
 def test_verification_prompts_are_longer(policy, elsewhere, capsys):
-    """Bug: a question whose solve prompt fits and whose verification prompt does not stops stage 0 after hours of sampling; so does a
-    sampled answer that is far longer than the gold one."""
+    """Bug: a question whose solve prompt fits and whose verification prompt does not stops
+    stage 0 after hours of sampling; so does a sampled answer that is far longer than the gold
+    one."""
     tokenizer = Tokenizer.load(policy)
     room = 1024 - len(tokenizer.prompt(SOLVE_PROMPT.format(question="")))
-    write_jsonl(elsewhere / "a.jsonl", [{"question": "a" * (room - 5), "answer": "1", "id": "edge"}])
-    flags = ["--model", policy, *SMALL, "--questions", "a.jsonl", "--test-questions", "a.jsonl", "--max-new-tokens", "5"]
-    assert "question 'edge': its verification prompt has " in refusal(build_data.main, [*flags, "--out", "new"], capsys)
-    args = build_data.flags(flags)
-    del args.verifications
-    assert [problem.id for problem in stage.fitting(args, read_problems(["a.jsonl"]))] == ["edge"]  # stages 1 and 2 can use it
+    write_jsonl("a.jsonl", [{"question": "a" * (room - 5), "answer": "1", "id": "edge"}])
+    flags = ["--model", policy, *SMALL, "--questions", "a.jsonl", "--test-questions", "a.jsonl"]
+    said = refusal(build_data.main, [*flags, "--out", "new"], capsys)
+    assert "question 'edge': its verification prompt has " in said
+    args = train_rl.flags(flags)  # stage 2 can use it
+    assert [problem.id for problem in stage.fitting(args, read_problems(["a.jsonl"]))] == ["edge"]
     check = stage.prompt_check(build_data.flags(flags))
     assert check("1 + 1?", "2") == "" and "verification prompt" in check("1 + 1?", "2" * 1000)
 
 
 def test_a_sampled_answer_that_is_too_long(policy, elsewhere, monkeypatch, capsys):
-    """Bug: one endless answer among thousands stops stage 0 when it is to be verified, and every resume
-    there; or the question goes with it; or nothing is counted."""
+    """Bug: one endless answer among thousands stops stage 0 when it is to be verified, and
+    every resume there; or the question goes with it; or nothing is counted."""
     write_jsonl("q.jsonl", [{"question": "1 + 1?", "answer": "2", "id": "q"}])
     asked = []
 
@@ -168,7 +177,8 @@ def test_a_sampled_answer_that_is_too_long(policy, elsewhere, monkeypatch, capsy
 
     def verify(model, tokenizer, claims, *rest):
         asked.extend(answer for _, answer in claims)
-        return [[Verification(VERDICTS[answer == "2"], answer == "2", True)] for _, answer in claims]
+        rights = [answer == "2" for _, answer in claims]
+        return [[Verification(VERDICTS[right], right, True)] for right in rights]
 
     monkeypatch.setattr(build_data, "respond", respond)
     monkeypatch.setattr(build_data, "verify", verify)
@@ -176,35 +186,42 @@ def test_a_sampled_answer_that_is_too_long(policy, elsewhere, monkeypatch, capsy
     build_data.main(["--model", policy, *SMALL, "--questions", "q.jsonl", "--test-questions",
                      "test.jsonl", "--samples", "2", "--out", "new"])
     assert set(asked) == {"2"}
-    assert read_json("new/statistics.json")["dropped"]["wrong attempts without a kept verification"] == 1
+    dropped = read_json("new/statistics.json")["dropped"]
+    assert dropped["wrong attempts without a kept verification"] == 1
     assert len((elsewhere / "new" / "trajectories.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_split_that_leaves_nothing(policy, elsewhere, capsys):
-    """Bug: a file whose questions all fall to one side of the hash ends in a message about something else, or in no training at all."""
-    sides = {side: next(f"{n}?" for n in range(1000) if split_of(f"{n}?") == side) for side in ("train", "test")}
-    for side, question in sides.items():
+    """Bug: a file whose questions all fall to one side of the hash ends in a message about
+    something else, or in no training at all."""
+    for side in ("train", "test"):
+        question = next(f"{n}?" for n in range(1000) if split_of(f"{n}?") == side)
         write_jsonl(elsewhere / f"{side}.jsonl", [{"question": question, "answer": "1"}])
     write_jsonl(elsewhere / "data.jsonl", [GOOD])
     common = ["--model", policy, *SMALL]
     for main in (build_data.main, train_rl.main):
         said = refusal(main, [*common, "--questions", "test.jsonl", "--out", "new"], capsys)
-        assert "test.jsonl: no question falls into the 80% for training" in said and "--test-questions" in said
-    said = refusal(train_sft.main, [*common, "--data", "data.jsonl", "--questions", "train.jsonl"], capsys)
+        assert "test.jsonl: no question falls into the 80% for training" in said
+        assert "--test-questions" in said
+    common += ["--data", "data.jsonl", "--questions", "train.jsonl"]
+    said = refusal(train_sft.main, common, capsys)
     assert "train.jsonl: no question falls into the 15%" in said and "--test-questions" in said
 
 
 def test_overlap_is_counted(policy, elsewhere, capsys):
-    """Bug: test questions that are trained on go unnoticed, for they differ in a space or a capital, or because stage 1 sees trajectories."""
-    write_jsonl(elsewhere / "train.jsonl", [{"question": f"What is  {n} + 1?", "answer": "1"} for n in range(9)])
-    write_jsonl(elsewhere / "test.jsonl", [{"question": f"what is {n} + 1?", "answer": "1"} for n in range(7, 12)])
-    write_jsonl(elsewhere / "data.jsonl", [{**GOOD, "question": "What is 8 + 1?"}])
-    flags = ["--model", policy, *SMALL, "--questions", "train.jsonl", "--test-questions", "test.jsonl"]
+    """Bug: test questions that are trained on go unnoticed, for they differ in a space or a
+    capital, or because stage 1 sees trajectories."""
+    rows = lambda text, *span: [{"question": text.format(n), "answer": "1"} for n in range(*span)]
+    write_jsonl("train.jsonl", rows("What is  {} + 1?", 9))
+    write_jsonl("test.jsonl", rows("what is {} + 1?", 7, 12))
+    write_jsonl("data.jsonl", [{**GOOD, "question": "What is 8 + 1?"}])
+    alone = ["--model", policy, *SMALL, "--questions", "train.jsonl"]
+    flags = [*alone, "--test-questions", "test.jsonl"]
     stage.train_problems(build_data.flags(flags), 5)
     assert "2 of 5 test questions are training questions, too" in capsys.readouterr().out
     stage.test_problems(train_sft.flags([*flags, "--data", "data.jsonl", "--test-count", "9"]))
     assert "1 of 5 test questions" in capsys.readouterr().out
-    stage.train_problems(build_data.flags(["--model", policy, *SMALL, "--questions", "train.jsonl"]), 5)
+    stage.train_problems(build_data.flags(alone), 5)
     assert "test questions" not in capsys.readouterr().out
 
 

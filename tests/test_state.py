@@ -495,12 +495,13 @@ def test_an_earlier_output_is_never_lost_between_two_renames(tmp_path, monkeypat
     assert read_json(out / "arguments.json") == {"text": "first"}
 
 
-# ---- Windows, simulated ----------------------------------------------------------------------------------------------
+# ---- Windows, simulated --------------------------------------------------------------------------
 
 @pytest.fixture
 def windows(monkeypatch):
-    """The rules of Windows that differ, on this system: folders cannot be opened, only handles for writing can be synced,
-    nothing is renamed over what exists, there is Ctrl-Break and no alarm, and there are no locks."""
+    """The rules of Windows that differ, on this system: folders cannot be opened, only handles for
+    writing can be synced, nothing is renamed over what exists, there is Ctrl-Break and no alarm,
+    and there are no locks."""
     real = {name: getattr(os, name) for name in ("open", "fsync", "rename")}
     writable = set()
 
@@ -533,7 +534,8 @@ def windows(monkeypatch):
 
 
 def test_states_on_windows(tmp_path, windows):
-    """Bug: the first save ends the run, for a folder or a handle for reading is synced; or an earlier part stands in the way."""
+    """Bug: the first save ends the run, for a folder or a handle for reading is synced; or an
+    earlier part stands in the way."""
     for step in (1, 2, 3):
         write(tmp_path / "state", step, keep=1)
     write(tmp_path / "state", 3, keep=1)
@@ -555,7 +557,8 @@ def test_a_whole_run_on_windows(policy, data, windows):
 
 
 def test_ctrl_break(windows):
-    """Bug: Windows' Ctrl-Break, which is how another program ends a run there, ends it in the middle of a step."""
+    """Bug: Windows' Ctrl-Break, which is how another program ends a run there, ends it in the
+    middle of a step."""
     before, mine = signal.getsignal(signal.SIGBREAK), lambda number, frame: None
     signal.signal(signal.SIGBREAK, mine)
     try:
@@ -568,7 +571,8 @@ def test_ctrl_break(windows):
 
 
 def test_nothing_stays_mapped(tmp_path):
-    """Bug: tensors of a loaded state are still mapped to its file; Windows then neither removes it nor renames OUT.part."""
+    """Bug: tensors of a loaded state are still mapped to its file; Windows then neither removes
+    it nor renames OUT.part."""
     maps = Path("/proc/self/maps")
     if not maps.exists():
         pytest.skip("this system does not tell what is mapped")

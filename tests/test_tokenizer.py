@@ -284,11 +284,14 @@ def test_end_id_without_a_hint_from_the_template(tmp_path):
 
 
 def test_an_end_that_no_file_names(tmp_path, capsys):
-    """Bug: Qwen2.5's base model names <|endoftext|> only, its template ends turns with <|im_end|>: stage 1 trains an end that the
-    template never writes, and sampling runs on through the one that it does."""
+    """Bug: Qwen2.5's base model names <|endoftext|> only, its template ends turns with
+    <|im_end|>: stage 1 trains an end that the template never writes, and sampling runs on
+    through the one that it does."""
     template = TEMPLATES["smollm2"][3]
-    tokenizer = Tokenizer.load(write_tokenizer(tmp_path, eos="<|endoftext|>", template=template, pad_token="<|im_end|>"))
-    assert tokenizer.end_id == ID["<|im_end|>"] and tokenizer.stop_ids == {ID["<|im_end|>"], ID["<|endoftext|>"]}
+    tokenizer = Tokenizer.load(write_tokenizer(
+        tmp_path, eos="<|endoftext|>", template=template, pad_token="<|im_end|>"))
+    assert tokenizer.end_id == ID["<|im_end|>"]
+    assert tokenizer.stop_ids == {ID["<|im_end|>"], ID["<|endoftext|>"]}
     assert tokenizer.pad_id not in tokenizer.stop_ids
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "ends turns with '<|im_end|>'" in said
@@ -297,8 +300,10 @@ def test_an_end_that_no_file_names(tmp_path, capsys):
 
 
 def test_white_space_ends_no_turn(tmp_path):
-    """Bug: a run of spaces or line ends that is an added token, as in Gemma, is taken for the end of a turn."""
-    folder = write_tokenizer(tmp_path, template="{% for m in messages %}{{ m.content }}\n\n{% endfor %}")
+    """Bug: a run of spaces or line ends that is an added token, as in Gemma, is taken for the
+    end of a turn."""
+    template = "{% for m in messages %}{{ m.content }}\n\n{% endfor %}"
+    folder = write_tokenizer(tmp_path, template=template)
     raw = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     raw.add_tokens(["\n\n"])
     raw.save(str(folder / "tokenizer.json"))
@@ -307,7 +312,8 @@ def test_white_space_ends_no_turn(tmp_path):
 
 
 def test_stop_ids_are_not_decoded(tmp_path):
-    """Bug: an end that tokenizer.json does not mark as special stays in the text: no trajectory is well-formed, and nothing says why."""
+    """Bug: an end that tokenizer.json does not mark as special stays in the text: no trajectory
+    is well-formed, and nothing says why."""
     folder = write_tokenizer(tmp_path, eos="<|end|>")
     raw = read_json(folder / "tokenizer.json")
     for token in raw["added_tokens"]:
@@ -315,7 +321,8 @@ def test_stop_ids_are_not_decoded(tmp_path):
     write_json(folder / "tokenizer.json", raw)
     tokenizer = Tokenizer.load(folder)
     assert tokenizer.decode([*tokenizer.encode("It is 4."), tokenizer.end_id]) == "It is 4."
-    assert tokenizer.decode(tokenizer.encode("<|im_start|>a")) == "<|im_start|>a"  # what ends nothing is text
+    # what ends nothing is text
+    assert tokenizer.decode(tokenizer.encode("<|im_start|>a")) == "<|im_start|>a"
 
 
 @pytest.mark.parametrize("pad, generation, expected", [
@@ -359,7 +366,8 @@ def test_where_the_template_is_found(tmp_path):
 
 
 def test_an_older_file_of_the_template(tmp_path, capsys):
-    """Bug: chat_template.json is overlooked, and a chat model is prompted like a base model; or it overrides a newer file."""
+    """Bug: chat_template.json is overlooked, and a chat model is prompted like a base model; or
+    it overrides a newer file."""
     folder = write_tokenizer(tmp_path)
     write_json(folder / "chat_template.json", {"chat_template": "older {{ messages[0].content }}"})
     assert Tokenizer.load(folder).render([USER]) == f"older {TEXT}"
@@ -370,18 +378,23 @@ def test_an_older_file_of_the_template(tmp_path, capsys):
 
 
 def test_named_templates(tmp_path, capsys):
-    """Bug: which of several templates is used is not said; without a default one a chat model is prompted like a base model."""
-    named = [{"name": name, "template": name + "{{ messages[0].content }}"} for name in ("rag", "default")]
+    """Bug: which of several templates is used is not said; without a default one a chat model
+    is prompted like a base model."""
+    named = [{"name": name, "template": f"{name} {{{{ messages[0].content }}}}"}
+             for name in ("rag", "default")]
     Tokenizer.load(write_tokenizer(tmp_path, template=named))
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "['default', 'rag'], 'default' is used" in said
-    with pytest.raises(InputError, match="none of the named templates .'rag'. is called 'default'.*chat_template.jinja"):
+    refused = "none of the named templates .'rag'. is called 'default'.*chat_template.jinja"
+    with pytest.raises(InputError, match=refused):
         Tokenizer.load(write_tokenizer(tmp_path, template=named[:1]))
 
 
 def test_a_template_that_loses_the_question(tmp_path):
-    """Bug: a template that looks for content of another form renders without the question, and the model is asked nothing."""
-    template = "{% for m in messages %}{% for part in m.content if part.text %}{{ part.text }}{% endfor %}{% endfor %}Assistant:"
+    """Bug: a template that looks for content of another form renders without the question, and
+    the model is asked nothing."""
+    template = ("{% for m in messages %}{% for part in m.content if part.text %}{{ part.text }}"
+                "{% endfor %}{% endfor %}Assistant:")
     with pytest.raises(InputError, match="chat template loses the question"):
         Tokenizer.load(write_tokenizer(tmp_path, template=template)).prompt("What?")
 
