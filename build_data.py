@@ -17,7 +17,9 @@ from nanoverify.answers import extract
 from nanoverify.checkpoint import checkpoint_files, load_model
 from nanoverify.evaluate import respond, share
 from nanoverify.files import InputError, output_folder, run, write_json, write_jsonl
-from nanoverify.stage import add_model_flags, add_output_flags, add_question_flags, load, new_parser, positive, print_memory, print_time, train_problems
+from nanoverify.stage import (add_model_flags, add_output_flags, add_question_flags, load,
+                              new_parser, positive, print_memory, print_time, prompt_check,
+                              train_problems)
 from nanoverify.state import identity, parts, same_run
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.trajectory import as_row, attempts_for, choose_attempts, compose, loss_mask, parse, usable, well_formed
@@ -89,7 +91,9 @@ def main(argv=None):
         # 2. a model verifies each distinct answer in every style; kept where the rule agrees
         judge = load_model(args.verifier_model, args.device) if args.verifier_model else model
         judge_tokenizer = Tokenizer.load(args.verifier_model) if args.verifier_model else tokenizer
-        claims = [(i, j) for i in chosen for j in range(len(chosen[i]))]
+        misfit = prompt_check(args)  # a sampled answer can be far longer than the gold one
+        claims = [(i, j) for i in chosen for j in range(len(chosen[i]))
+                  if not misfit(problems[i].question, extract(chosen[i][j]))]
         pairs = [(problems[i].question, extract(chosen[i][j])) for i, j in claims]
         rights = [j == len(chosen[i]) - 1 for i, j in claims]
         kept, agreements = collections.defaultdict(list), {}

@@ -22,26 +22,54 @@ from nanoverify.model import Config, Transformer, rope_frequencies
 
 LARGEST, DEEPEST = 10 ** 7, 1000  # far above any model: sizes beyond them overflow, or take hours to refuse
 DTYPES = ("F32", "F16", "BF16")  # as safetensors spells them
+HUB, HUB_ID = "hf:", re.compile(r"\w[\w.-]*/\w[\w.-]*")
+MADE_BY = {"sft": "train_sft.py", "rl": "train_rl.py"}  # the default output folders
+MERGE = ("python -c \"from peft import AutoPeftModelForCausalLM as M; "
+         "from transformers import AutoTokenizer as T; "
+         "M.from_pretrained('FOLDER').merge_and_unload().save_pretrained('NEW'); "
+         "T.from_pretrained('FOLDER').save_pretrained('NEW')\"")
 CARRIED = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json",
            "added_tokens.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json")
 
 
 def find_folder(name) -> Path:
-    """A folder as it is; otherwise 'org/name' is fetched from the Hugging Face hub, or found in its local cache."""
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
-    if folder.exists():
+    """A folder as it is; "hf:org/name" from the Hugging Face hub, or from its local cache.
+
+    Only with "hf:": before stage 1 has made out/sft, a stranger's model can have that name.
+    InputError: no such folder, and what to run first; the hub does not give it; a PEFT adapter.
+    """
+    folder, hub = Path(name), str(name).removeprefix(HUB)
+    if hub != str(name):
+        folder = download(hub)
+    elif folder.exists() and not folder.is_dir():
         raise InputError(f"{name}: is a file; give the checkpoint's folder")
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)):
-        raise InputError(f"{name}: no such folder")
-    from huggingface_hub import snapshot_download
+    elif not folder.exists():
+        todo = ""
+        if folder.with_name(f"{folder.name}.part").is_dir():
+            todo = f"; {name}.part is a run that has not ended: finish it with --resume"
+        elif folder.name in MADE_BY:
+            todo = f"; run {MADE_BY[folder.name]} first, it makes such a folder"
+        if HUB_ID.fullmatch(str(name)):
+            todo += f"; a model of the Hugging Face hub is called {HUB}{name}"
+        raise InputError(f"{name}: no such folder{todo}")
+    if (folder / "adapter_config.json").exists():
+        raise InputError(f"{name}: is a PEFT adapter, not a whole model; merge it first: {MERGE}")
+    return folder
+
+
+def download(name: str) -> Path:
+    """The folder of a hub model in the local cache."""
+    if not HUB_ID.fullmatch(name):
+        raise InputError(f"{HUB}{name}: a hub id has the form {HUB}org/name")
     try:
-        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.jinja", *CARRIED],
-                                      ignore_patterns=["*/*", "consolidated*"]))
+        from huggingface_hub import snapshot_download
+        return Path(snapshot_download(
+            name, allow_patterns=["*.json", "*.safetensors", "*.jinja", *CARRIED],
+            ignore_patterns=["*/*", "consolidated*"]))
     except Exception as error:  # its errors have no common base: offline, unknown name, no permission, full disk
-        raise InputError(f"{name}: no such folder, and not to be had from the Hugging Face hub ({type(error).__name__}); "
-                         "download the checkpoint where there is a network and give its folder")
+        raise InputError(
+            f"{HUB}{name}: not to be had from the Hugging Face hub ({type(error).__name__}); "
+            "download the checkpoint where there is a network and give its folder")
 
 
 def load_config(folder) -> Config:

@@ -134,13 +134,15 @@ def correction(trajectories: list[Trajectory]) -> Trajectory | None:
 
 
 def main(argv=None):
-    from nanoverify.stage import TEST_DRAW, add_model_flags, load, positive
+    from nanoverify.stage import TEST_DRAW, add_model_flags, bad_lines, fitting, load, positive
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_model_flags(parser)
     parser.add_argument("--questions", nargs="+", metavar="FILE", help="JSONL: GSM8K, MATH or plain (default: test puzzles)")
     parser.add_argument("--families", nargs="+", choices=tuple(FAMILIES), default=TRAINED, metavar="NAME",
                         help=f"of the puzzles; {', '.join(HELD_OUT)} are never trained on (default: all others)")
     parser.add_argument("--split", choices=("test", "valid"), default="test", help="of the puzzles (default: test)")
+    parser.add_argument("--skip-bad-lines", action="store_true",
+                        help="leave out and count what cannot be used")
     parser.add_argument("--test-count", type=positive, default=1000, help="at most so many questions (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
@@ -148,8 +150,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     model, tokenizer = load(args)
-    problems = (read_problems(args.questions)[: args.test_count] if args.questions
+    problems = (read_problems(args.questions, bad_lines(args))[: args.test_count] if args.questions
                 else make_puzzles(args.split, args.test_count, TEST_DRAW, args.families, fewer=True))
+    problems = fitting(args, problems)
     rows = respond(model, tokenizer, problems, 1, args.max_new_tokens, args.temperature, args.seed, args.batch_size, "evaluate")
     trajectories = [t for row in rows for t in row]
     result = report(trajectories)

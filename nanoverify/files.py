@@ -3,6 +3,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +12,13 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+
+WINDOWS = os.name == "nt"
+
+# How CUDA, cuBLAS and cuDNN, torch on Linux and on Windows, C++ and Windows tell a lack of memory
+NO_MEMORY = re.compile(r"out of memory|STATUS_ALLOC_FAILED|can(?:'t|not) allocate memory"
+                       r"|not enough memory|bad.alloc|paging file is too small", re.I)
 
 
 class InputError(Exception):
@@ -28,11 +36,11 @@ def run(main):
         # parts of a message come from files: a chat template can raise any text, with line ends and codes for the terminal
         print("error: " + "".join(c if c.isprintable() else " " for c in str(error)), file=sys.stderr)
         sys.exit(2)
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU has no class of its own
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+    except (RuntimeError, MemoryError, OSError) as error:  # no common class; most are RuntimeErrors
+        if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
             raise
         print("error: out of memory: lower --micro-tokens (training) or --batch-size (sampling), set --recompute, or take a smaller --model: "
-              + str(error).splitlines()[0], file=sys.stderr)
+              + (str(error).strip() or type(error).__name__).splitlines()[0], file=sys.stderr)
         sys.exit(2)
 
 
@@ -83,13 +91,46 @@ def print_skipped(bad: list | None):
         print(f"--skip-bad-lines: {len(bad)} left out, the first: {bad[0]}", file=sys.stderr)
 
 
+CONVERSIONS = {  # first bytes -> what the file is, Python that makes JSONL of it
+    b"PAR1": ("a Parquet file", "import pandas; pandas.read_parquet({old!r})"
+                                ".to_json({new!r}, orient='records', lines=True)"),
+    b"\x1f\x8b": ("a gzip file",
+                  "import gzip; open({new!r}, 'wb').write(gzip.open({old!r}).read())"),
+}
+
+
+def refuse_other_formats(path, content: bytes):
+    """InputError: the file has a known format that is not JSONL; with the command to convert it."""
+    for start, (kind, code) in CONVERSIONS.items():
+        if content.startswith(start):
+            code = code.format(old=str(path), new=f"{Path(path).stem}-converted.jsonl")
+            raise InputError(f"{path}: is {kind}, not JSONL; convert it: python -c \"{code}\"")
+
+
+def items_of(content: bytes) -> list[bytes]:
+    """The items of a JSON array that holds objects, as lines of JSONL; [] for another file."""
+    if not content.lstrip().startswith(b"["):
+        return []
+    try:
+        items = json.loads(content)
+    except (ValueError, RecursionError):
+        return []
+    objects = any(isinstance(item, dict) for item in items)
+    return [json.dumps(item).encode() for item in items] if objects else []
+
+
 def read_jsonl(path, growing: bool = False, bad: list | None = None):
     """Yield (line number, object) for each line that is not blank. InputError: file:line: reason; or `bad` gets the reasons.
+    A JSON array of objects is read likewise, each item as a line.
     growing: the file is perhaps being written, and what stands behind its last line end is left out."""
     try:
-        lines = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        content = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}")
+        ours = Path(path).name == "trajectories.jsonl"
+        todo = "; run build_data.py first, it makes this file" if ours else ""
+        raise InputError(f"{path}: cannot be read: {error.strerror}{todo}")
+    refuse_other_formats(path, content)
+    lines = items_of(content) or content.split(b"\n")
     for number, line in enumerate(lines[:-1] if growing else lines, 1):
         if not line.strip():
             continue

@@ -45,7 +45,8 @@ class Config:
     @classmethod
     def from_dict(cls, raw: dict) -> "Config":
         """Read the content of a config.json. ValueError: an architecture or a setting that is not supported."""
-        names = raw.get("architectures") or [None]
+        by_type = {name.removesuffix("ForCausalLM").lower(): name for name in SUPPORTED}
+        names = raw.get("architectures") or [by_type.get(str(raw.get("model_type")))]
         architecture = names[0] if isinstance(names, list) else names
         if not isinstance(architecture, str) or architecture not in SUPPORTED:
             raise ValueError(f"architecture {architecture!r} is not supported; supported are {', '.join(SUPPORTED)}")
@@ -53,12 +54,11 @@ class Config:
         rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
         theta = rope.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0
         kind = rope.get("rope_type") or rope.get("type") or "default"
-        # what transformers takes where the field is absent
-        window = raw.get("sliding_window", 4096 if architecture == "MistralForCausalLM" else None)
+        window = raw.get("sliding_window", 4096)  # where it is absent transformers takes 4096
         refused = {
             "hidden_act": raw.get("hidden_act", "silu") != "silu",
             "rope_scaling": kind not in ("default", "linear", "llama3"),
-            "sliding_window": bool(window) and (architecture == "MistralForCausalLM" or bool(raw.get("use_sliding_window"))),
+            "sliding_window": has_window(raw, architecture, window),
             "mlp_bias": bool(raw.get("mlp_bias")),
             "attention_bias": bool(raw.get("attention_bias")),  # a fourth bias, on o_proj: no released family of ours has it
             "quantization_config": bool(raw.get("quantization_config")),
@@ -81,6 +81,17 @@ class Config:
                 tie_word_embeddings=raw.get("tie_word_embeddings", False), **SUPPORTED[architecture])
         except KeyError as missing:
             raise ValueError(f"field {missing} is missing")
+
+
+def has_window(raw: dict, architecture: str, window) -> bool:
+    """Is there a layer that sees less than the whole context?"""
+    whole = isinstance(window, int) and window >= raw.get("max_position_embeddings", math.inf)
+    if not window or whole:
+        return False
+    if not raw.get("use_sliding_window"):
+        return architecture == "MistralForCausalLM"  # the other families need the switch
+    kinds, first = raw.get("layer_types"), raw.get("max_window_layers", 0)
+    return "sliding_attention" in kinds if kinds else first < raw.get("num_hidden_layers", math.inf)
 
 
 def autocast(device):

@@ -7,6 +7,7 @@ import hashlib
 import math
 import random
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,39 +77,109 @@ def split_of(key: str) -> str:
 
 # ---- files --------------------------------------------------------------------------------------------------------
 
-def read_problems(paths, bad: list | None = None) -> list[Problem]:
-    """Problems from JSONL files: GSM8K (`question`, `answer` ending in `#### n`), MATH (`problem`, `solution` with a
-    box, `level`, `type`; MATH-500 adds `answer`, `unique_id`) or plain (`question`, `answer`, optional `level`, `id`, `family`).
+NO_ANSWER = ("proof", "notfound")  # what NuminaMath writes as the answer where there is none
+# a solution that says its answer; and what follows a box that is only a step to the next one
+MARKED = re.compile(r"####|\\f?box|\banswers?\b.{0,80}?(?:\b(?:is|are)\b|[:=])", re.I)
+STEP = re.compile(r"[}$,\s]*(?:and\s+)?so\b")
 
-    InputError: file:line: what is missing or wrong; or `bad` gets the reasons and the lines are left out.
+
+def read_problems(paths, bad: list | None = None) -> list[Problem]:
+    """Problems from JSONL files of these forms. Capital letters do not matter, and null is absent.
+
+        question, answer                  plain, or GSM8K, whose answer ends in `#### n`;
+                                          these may be added to all forms: id, level, family
+        problem, solution, level, type    MATH: the answer is in boxes; others add `answer`
+        body, question, answer            ASDiv and SVAMP: the story belongs to the question
+
+    InputError: file:line: what is missing or wrong; or `bad` gets the reasons and the lines are
+    left out. Proofs have no answer: they are left out and counted on stderr.
     """
-    problems, seen = [], {}
+    problems, proofs, seen = [], [], set()
+    if len(set(map(str, paths))) < len(paths):
+        raise InputError(f"{', '.join(map(str, paths))}: a file is given twice")
     for path in paths:
+        stem, here = Path(path).stem, {}  # id -> file:line
         for number, row in read_jsonl(path, bad=bad):
             where = f"{path}:{number}"
-            question = row.get("question", row.get("problem"))
-            gold = row.get("answer", row.get("solution"))
-            if not isinstance(question, str) or not question.strip():
-                refuse(f"{where}: no text in 'question' (or 'problem')", bad)
+            row = {key.lower(): value for key, value in row.items()} | row
+            row = {key: value for key, value in row.items() if value is not None}
+            name = str(row.get("id", row.get("unique_id", f"{stem}-{number}")))
+            try:
+                if name in here:
+                    raise ValueError(f"id {name!r} was used before, in {here[name]}")
+                question, answer = question_of(row), answer_of(row)
+            except ValueError as error:
+                refuse(f"{where}: {error}", bad)
                 continue
-            if isinstance(gold, bool) or not isinstance(gold, (str, int, float)) or isinstance(gold, float) and not math.isfinite(gold):
-                refuse(f"{where}: 'answer' (or 'solution') is missing or no text", bad)
+            here[name] = where
+            if answer is None:
+                proofs.append(where)
                 continue
-            gold = str(gold).strip()
-            answer = extract(gold) if "####" in gold or "\\boxed" in gold or "answer" not in row else gold
-            if not answer:
-                refuse(f"{where}: no final answer in 'answer' (or 'solution')", bad)
-                continue
-            level = row.get("level")
-            digits = re.search(r"[0-9]{1,9}", str(level))  # 3, "3" or "Level 3"
-            identity = str(row.get("id", row.get("unique_id", f"{Path(path).stem}-{number}")))
-            if identity in seen:
-                refuse(f"{where}: id {identity!r} was used before, in {seen[identity]}", bad)
-                continue
-            seen[identity] = where
-            family = str(row.get("family", row.get("type", Path(path).stem)))
-            problems.append(Problem(identity, question.strip(), answer, family, int(digits[0]) if digits else None))
+            identity = f"{path}:{name}" if name in seen else name  # two files may count from 0
+            seen.add(identity)
+            digits = re.search(r"[0-9]{1,9}", str(row.get("level")))  # 3, "3" or "Level 3"
+            level = int(digits[0]) if digits else None
+            family = str(row.get("family", row.get("type", stem)))
+            problems.append(Problem(identity, question, answer, family, level))
     print_skipped(bad)
+    if proofs:
+        print(f"{len(proofs)} rows without an answer, such as proofs, left out; the first: "
+              f"{proofs[0]}", file=sys.stderr)
     if not problems:
         raise InputError(f"{', '.join(map(str, paths))}: no questions in it")
     return problems
+
+
+def question_of(row: dict) -> str:
+    """What is asked. ValueError: no text."""
+    question, body = row.get("question", row.get("problem")), row.get("body", "")
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError("no text in 'question' (or 'problem')")
+    if not isinstance(body, str):
+        raise ValueError("no text in 'body'")
+    return f"{body.strip()} {question.strip()}".strip()
+
+
+def answer_of(row: dict) -> str | None:
+    """The bare gold answer; None: a proof. ValueError: no answer, or the index of a choice."""
+    options = row.get("choices") or row.get("options")
+    if options and is_index(row.get("answer"), options):
+        raise ValueError("'choices' or 'options': multiple choice with the index or the letter of "
+                         "the right one; write its text into 'answer' and remove the choices")
+    given = "answer" in row
+    gold = row["answer"] if given else row.get("solution")
+    finite = isinstance(gold, (int, float)) and math.isfinite(gold)
+    if isinstance(gold, bool) or not isinstance(gold, str) and not finite:
+        raise ValueError("'answer' (or 'solution') is missing or no text")
+    gold = str(gold).strip()
+    prose = len(re.findall(r"[A-Za-z]{2,}", gold)) > 2  # a number in it is any number
+    if gold.lower() in NO_ANSWER or not given and prose and not MARKED.search(gold):
+        return None
+    if "body" in row:
+        gold = re.sub(r"(?<=\w)\s*\([^()\d]*\)$", "", gold)  # "9 (apples)", as in ASDiv
+    bare = given and "####" not in gold and "\\boxed" not in gold
+    answer = gold if bare else boxed(gold) or extract(gold)
+    if not answer:
+        raise ValueError("no final answer in 'answer' (or 'solution')")
+    return answer
+
+
+def is_index(answer, options) -> bool:
+    """Does the answer only say which of the options is right?"""
+    texts = list(options.values()) if isinstance(options, dict) else options
+    if isinstance(answer, str) and isinstance(texts, list) and answer in texts:
+        return False
+    letter_or_number = r"\(?([A-Za-z]|\d+)[).]?"
+    return not isinstance(answer, str) or bool(re.fullmatch(letter_or_number, answer.strip()))
+
+
+def boxed(solution: str) -> str:
+    """A list of the values in several boxes, over which MATH spreads some answers; else ''."""
+    values, parts = [], re.split(r"(?=\\boxed\b)", solution)[1:]
+    for part in parts:
+        value = extract(part)
+        if part is not parts[-1] and STEP.match(part.partition(value)[2]):
+            continue  # "2^2 = \boxed{4}, so 2^3 = \boxed{8}"
+        if not any(grade(other, value) for other in values):
+            values.append(value)
+    return ", ".join(values) if len(values) > 1 else ""

@@ -1,6 +1,8 @@
 """What the three scripts and the evaluation share: flags, device and seed, the model, and who may see which question."""
 import argparse
+import contextlib
 import hashlib
+import io
 import math
 import os
 import random
@@ -11,10 +13,11 @@ import torch
 
 from nanoverify import cost
 from nanoverify.checkpoint import load_config, load_model
-from nanoverify.files import InputError, read_json, write_json
-from nanoverify.problems import Problem, read_problems, split_of
+from nanoverify.files import InputError, print_skipped, read_json, read_jsonl, refuse, write_json
+from nanoverify.problems import SOLVE_PROMPT, Problem, read_problems, split_of
 from nanoverify.puzzles import make_puzzles
 from nanoverify.tokenizer import Tokenizer
+from nanoverify.verifier import VERIFY_PROMPTS
 
 TEST_DRAW = 1  # the seed of the puzzles that are evaluated on; seed 0 was used while choosing
 POLICY = str(Path(__file__).parent / "policy")  # the shipped initial policy
@@ -42,7 +45,8 @@ def new_parser(description: str) -> argparse.ArgumentParser:
 
 def add_model_flags(parser, default=POLICY):
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default=default, metavar="DIR", help="Hugging Face folder or hub id (default: %(default)s)")
+    group.add_argument("--model", default=default, metavar="DIR",
+                       help="Hugging Face folder, or hf:ORG/NAME (hub) (default: %(default)s)")
     group.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: CUDA where there is one")
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--max-new-tokens", type=positive, default=384, help="longest response, in tokens (default: %(default)s)")
@@ -56,7 +60,9 @@ def add_question_flags(parser):
                        help="JSONL to evaluate on (default: 15%% of --questions, chosen by hash; test puzzles)")
     group.add_argument("--split", choices=("test", "valid"), default="test",
                        help="built-in puzzles to evaluate on: test, once, or valid, to choose by (default: test)")
-    group.add_argument("--skip-bad-lines", action="store_true", help="leave out and count lines that cannot be used, instead of stopping at the first")
+    group.add_argument("--skip-bad-lines", action="store_true",
+                       help="leave out and count lines and questions that cannot be used, "
+                            "instead of stopping at the first")
     group.add_argument("--test-count", type=positive, default=1000, help="questions evaluated (default: %(default)s)")
 
 
@@ -133,17 +139,84 @@ def print_time(model, args, vocab_size: int, responses: int, longest: int = 0, t
 
 def bad_lines(args) -> list | None:
     """Where reasons of skipped lines go; None: the first bad line is an error."""
-    return [] if args.skip_bad_lines else None
+    return [] if getattr(args, "skip_bad_lines", False) else None
+
+
+def quiet():
+    """What was said on stderr before is not said again within such a block."""
+    return contextlib.redirect_stderr(io.StringIO())
+
+
+def prompt_check(args):
+    """A function (question, answer) -> why a prompt this stage makes of them is too long, or ''.
+
+    Stage 0, and stage 2 with a model as judge, also ask, in longer prompts, if an answer is right.
+    """
+    judge = getattr(args, "verifier_model", None) or getattr(args, "reward_from", None)
+    asked = [(args.model, SOLVE_PROMPT)]
+    if judge or hasattr(args, "verifications"):
+        asked += [(judge or args.model, prompt) for prompt in VERIFY_PROMPTS.values()]
+    with quiet():  # the stage loads them, too
+        tokenizers = {name: Tokenizer.load(name) for name, _ in asked}
+    contexts = {name: load_config(name).max_position_embeddings for name in tokenizers}
+
+    def reason(question: str, answer: str) -> str:
+        for name, prompt in asked:
+            text = prompt.format(question=question, answer=answer)
+            length = len(tokenizers[name].prompt(text))
+            if length + args.max_new_tokens > contexts[name]:
+                kind = "prompt" if prompt == SOLVE_PROMPT else "verification prompt"
+                return (f"its {kind} has {length} tokens; with --max-new-tokens "
+                        f"{args.max_new_tokens} it does not fit into the model's context of "
+                        f"{contexts[name]}")
+        return ""
+    return reason
+
+
+def fitting(args, problems: list[Problem]) -> list[Problem]:
+    """The questions whose prompts fit, so that none stops a run halfway.
+
+    InputError: one does not fit; with --skip-bad-lines such questions are left out and counted.
+    """
+    reason, bad = prompt_check(args), bad_lines(args)
+    todo = "; lower that flag, or leave such questions out with --skip-bad-lines" * (bad is None)
+    kept = []
+    for problem in problems:
+        if why := reason(problem.question, problem.answer):
+            refuse(f"question {problem.id!r}: {why}{todo}", bad)
+        else:
+            kept.append(problem)
+    print_skipped(bad)
+    if bad and not kept:
+        raise InputError(f"no question is left; the first: {bad[0]}")
+    return kept
+
+
+def say_overlap(learned: list[str], held_out: list[Problem]):
+    """Count the test questions that are trained on, whatever their white space and capitals."""
+    plain = lambda question: " ".join(question.casefold().split())
+    learned = set(map(plain, learned))
+    if count := sum(plain(problem.question) in learned for problem in held_out):
+        print(f"{count} of {len(held_out)} test questions are training questions, too: their "
+              "answers may be memory; take them out of one of the files")
 
 
 def train_problems(args, count: int) -> list[Problem]:
     """At most `count` questions to learn from."""
     if not args.questions:
-        return make_puzzles("train", count, args.seed)
+        return fitting(args, make_puzzles("train", count, args.seed))
     problems = read_problems(args.questions, bad_lines(args))
-    if not args.test_questions:
+    if args.test_questions:
+        with quiet():  # `test_problems` says what is left out
+            held_out = read_problems(args.test_questions, bad_lines(args))
+    else:
+        held_out = [problem for problem in problems if split_of(problem.question) == "test"]
         problems = [problem for problem in problems if split_of(problem.question) == "train"]
-    return random.Random(args.seed).sample(problems, min(count, len(problems)))
+    if not problems:
+        raise InputError(f"{', '.join(args.questions)}: no question falls into the 80% for "
+                         "training, chosen by hash; give --test-questions, then all are trained on")
+    say_overlap([problem.question for problem in problems], held_out)
+    return fitting(args, random.Random(args.seed).sample(problems, min(count, len(problems))))
 
 
 def batch_of(items: list, size: int, step: int, seed: int) -> list:
@@ -154,7 +227,17 @@ def batch_of(items: list, size: int, step: int, seed: int) -> list:
 
 
 def test_problems(args) -> list[Problem]:
-    """Questions no stage learns from; the same for every seed."""
+    """Questions no stage learns from; the same for every seed. InputError: none is left, or one
+    does not fit."""
+    problems = held_out_problems(args)
+    if hasattr(args, "data"):  # stage 1 learns from trajectories
+        rows = [row for _, row in read_jsonl(args.data, bad=[])]
+        texts = [row.get("question") for row in rows]
+        say_overlap([text for text in texts if isinstance(text, str)], problems)
+    return fitting(args, problems)
+
+
+def held_out_problems(args) -> list[Problem]:
     if args.test_questions:
         problems = read_problems(args.test_questions, bad_lines(args))
     elif args.questions:
@@ -170,8 +253,11 @@ def test_problems(args) -> list[Problem]:
 
 def asked(args) -> dict:
     """What makes two evaluations comparable."""
-    questions = hashlib.sha256("\n".join(problem.question for problem in test_problems(args)).encode("utf-8", "surrogatepass")).hexdigest()
-    return {"questions": args.questions, "test_questions": args.test_questions, "split": args.split, "test_count": args.test_count,
+    with quiet():
+        texts = "\n".join(problem.question for problem in held_out_problems(args))
+    questions = hashlib.sha256(texts.encode("utf-8", "surrogatepass")).hexdigest()
+    return {"questions": args.questions, "test_questions": args.test_questions,
+            "split": args.split, "test_count": args.test_count,
             "max_new_tokens": args.max_new_tokens, "sha256": questions}
 
 

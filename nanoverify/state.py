@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from nanoverify.files import InputError, json_line, read_json, write_json, writing
+from nanoverify.files import WINDOWS, InputError, json_line, read_json, write_json, writing
 
 FREE = ("out", "resume", "steps", "save_every", "keep", "overwrite", "allow_changes")  # flags that may differ when a run goes on
 
@@ -36,7 +36,10 @@ def fingerprint(path) -> str:
 
 def sync(path: Path):
     """Wait until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    if WINDOWS and path.is_dir():
+        return  # it opens no folders, and notes renames by itself
+    # Windows syncs only what may be written
+    handle = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -87,7 +90,10 @@ def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict] | None:
             for name in ("tensors.safetensors", "state.json"):
                 if manifest.get(name) != fingerprint(path / name):
                     raise InputError(f"{path / name}: does not have the checksum of manifest.json")
-            return load_file(path / "tensors.safetensors"), read_json(path / "state.json")
+            # copies: Windows renames no folder, and removes no file, whose content is still mapped
+            mapped = load_file(path / "tensors.safetensors")
+            tensors = {name: tensor.clone() for name, tensor in mapped.items()}
+            return tensors, read_json(path / "state.json")
         except (InputError, OSError, SafetensorError) as error:
             print(f"damaged, not used: {error}", file=sys.stderr)
     if states:
@@ -181,7 +187,8 @@ def refuse_changes(saved: dict, now: dict, allowed: bool):
 
 @contextlib.contextmanager
 def signals():
-    """A list that gets the number of the first SIGINT or SIGTERM; a second one ends the process at once."""
+    """A list that gets the number of the first SIGINT, SIGTERM or, on Windows, Ctrl-Break; a second
+    one ends the process at once."""
     caught = []
 
     def note(number, frame):
@@ -190,7 +197,9 @@ def signals():
         caught.append(number)
         print("\nstopping behind this step; once more to stop at once", file=sys.stderr)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in names]
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield caught
     finally:
@@ -229,6 +238,7 @@ def parts(folder: Path, name: str, items: list, size: int, work):
         try:
             temporary.write_bytes(checksum_of(text) + b"\n" + text)
             sync(temporary)
+            path.unlink(missing_ok=True)  # a damaged one: Windows renames nothing over it
             temporary.rename(path)
             sync(folder)
         except OSError as error:

@@ -10,8 +10,10 @@ Limits: needs tokenizer.json (the `tokenizers` format); text only, no tools, no 
 """
 import contextlib
 import datetime
+import functools
 import json
 import signal
+import sys
 import threading
 
 import jinja2
@@ -23,6 +25,7 @@ from nanoverify.checkpoint import find_folder
 from nanoverify.files import InputError, read_json
 
 
+PROBE = "nanoverify"  # a text that no template holds by itself
 TEMPLATE_SECONDS = 10  # a chat template that takes longer is refused
 LONGEST = 10 ** 6  # of what a template multiplies: 'a' * 10 ** 12 would fill the memory
 
@@ -87,13 +90,23 @@ def compile_template(source: str) -> jinja2.Template:
 
 
 def read_template(folder, config: dict) -> str | None:
-    """chat_template.jinja, or the field of tokenizer_config.json: a string, or a list of named ones."""
-    path = folder / "chat_template.jinja"
+    """chat_template.jinja; or the field of tokenizer_config.json, a string or a list of named ones;
+    or the older chat_template.json. ValueError: none of the named ones is the default."""
+    path, older = folder / "chat_template.jinja", folder / "chat_template.json"
     if path.exists():
         return path.read_text(encoding="utf-8")
     template = config.get("chat_template")
+    if template is None and older.exists():
+        template = read_json(older).get("chat_template")
+        print(f"{older}: used, for tokenizer_config.json has no chat template", file=sys.stderr)
     if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        named = {entry["name"]: entry["template"] for entry in template}
+        if "default" not in named:
+            raise ValueError(f"chat_template: none of the named templates {sorted(named)!r:.200} "
+                             "is called 'default'; save the one to use as chat_template.jinja")
+        print(f"{folder}: of the named chat templates {sorted(named)!r:.200}, 'default' is used",
+              file=sys.stderr)
+        template = named["default"]
     if not isinstance(template, (str, type(None))):
         raise ValueError(f"chat_template is no text: {template!r:.80}")
     return template
@@ -154,8 +167,13 @@ class Tokenizer:
             raise ValueError(f"no end-of-sequence id among {stops!r:.80} is below {self.vocab_size}, the size of the vocabulary")
         self.stop_ids = frozenset(within)
         self.end_id = self.find_end_id(default=eos if eos in within else within[0])
+        if self.end_id not in self.stop_ids:
+            print(f"the chat template ends turns with {raw.id_to_token(self.end_id)!r}, which no "
+                  "eos_token_id names: it stops, too", file=sys.stderr)
+            self.stop_ids |= {self.end_id}
         # Padding that equals a stop id invites code that finds ends by id; masks here come from lengths, so any other id will do.
-        pads = as_list(self.special_id("pad_token")) + as_list(generation.get("pad_token_id")) + list(range(len(stops) + 1))
+        pads = as_list(self.special_id("pad_token")) + as_list(generation.get("pad_token_id"))
+        pads += range(len(self.stop_ids) + 1)
         self.pad_id = next((pad for pad in pads if pad not in self.stop_ids and 0 <= pad < self.vocab_size), None)
         if self.pad_id is None:
             raise ValueError("every id of the vocabulary ends a sequence")
@@ -169,15 +187,17 @@ class Tokenizer:
         return self.raw.token_to_id(self.special.get(name, ""))
 
     def find_end_id(self, default: int) -> int:
-        """The stop id that the template writes after an assistant message, where there is one."""
+        """The first stop id or added token that the template writes after an assistant message."""
         if self.template is None:
             return default
-        probe = "nanoverify"
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}]
         try:
-            text = self.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": probe}], add_generation_prompt=False)
+            _, found, tail = self.render(turns, add_generation_prompt=False).rpartition(PROBE)
         except InputError:  # a template for single questions only
             return default
-        return next((id for id in self.encode(text.rpartition(probe)[2]) if id in self.stop_ids), default)
+        added = self.raw.get_added_tokens_decoder()
+        ends = self.stop_ids | {id for id, token in added.items() if token.content.strip()}
+        return next((id for id in self.encode(tail if found else "") if id in ends), default)
 
     def encode(self, text: str) -> list[int]:
         """The text's own ids: no BOS, no EOS."""
@@ -190,8 +210,10 @@ class Tokenizer:
         return ids
 
     def decode(self, ids) -> str:
-        """Special tokens are left out, and so are spaces and punctuation left as they are (no clean-up)."""
-        return self.raw.decode(list(ids), skip_special_tokens=True)
+        """The text without stop ids, which not every tokenizer.json marks as special, and without
+        special tokens. Spaces and punctuation stay as they are (no clean-up)."""
+        kept = [id for id in ids if id not in self.stop_ids]
+        return self.raw.decode(kept, skip_special_tokens=True)
 
     def render(self, messages: list[dict], add_generation_prompt: bool = True, **variables) -> str:
         """The chat template's text for [{"role": ..., "content": ...}, ...]; BOS, if any, is part of it."""
@@ -204,8 +226,15 @@ class Tokenizer:
         except Exception as error:  # a template is code and can fail in any way
             raise InputError(f"the chat template refuses these messages: {error}")
 
+    @functools.cached_property
+    def keeps_questions(self) -> bool:
+        return PROBE in self.render([{"role": "user", "content": PROBE}])
+
     def prompt(self, user: str) -> list[int]:
         """Ids up to where the assistant begins. A base model without a template gets the text and a newline."""
         if self.template is None:
             return self.bos_ids + self.encode(user + "\n")
+        if not self.keeps_questions:
+            raise InputError("the chat template loses the question: what the user says is not in "
+                             "the prompt")
         return self.encode(self.render([{"role": "user", "content": user}]))

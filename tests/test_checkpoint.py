@@ -215,7 +215,8 @@ def test_not_a_checkpoint(tmp_path):
 
 
 def test_hub_id(tmp_path, monkeypatch):
-    """Bug: a hub id is never looked up, drags along pickles and other formats, or hides that a folder of this name exists."""
+    """Bug: a hub id is never looked up, drags along pickles and other formats; or out/sft,
+    before stage 1 has made it, is somebody else's model of that name."""
     folder, calls = write_checkpoint(tmp_path / "cache"), []
 
     def download(name, **patterns):
@@ -226,9 +227,31 @@ def test_hub_id(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=download))
     monkeypatch.chdir(tmp_path)
-    assert load_model("org/name").config.architecture == "LlamaForCausalLM"
+    assert load_model("hf:org/name").config.architecture == "LlamaForCausalLM"
     assert calls[0][0] == "org/name" and "*.bin" not in calls[0][1]["allow_patterns"]
-    message = error_of(load_model, "org/offline")
-    assert "org/offline" in message and "give its folder" in message
+    message = error_of(load_model, "hf:org/offline")
+    assert "hf:org/offline" in message and "give its folder" in message
+    assert "hf:org/name" in error_of(load_model, "hf:name") and len(calls) >= 2
+    count = len(calls)
+    for name, todo in (("out/sft", "run train_sft.py first"), ("out/rl", "run train_rl.py first"),
+                       (tmp_path / "x" / "sft", "run train_sft.py first"),
+                       ("org/name", "is called hf:org/name")):
+        message = error_of(load_model, name)
+        assert f"{name}: no such folder" in message and todo in message
+    (tmp_path / "out" / "sft.part").mkdir(parents=True)
+    message = error_of(load_model, "out/sft")
+    assert "out/sft.part is a run that has not ended: finish it with --resume" in message
     (tmp_path / "org" / "name").mkdir(parents=True)
-    assert str(find_folder("org/name")) == "org/name" and len(calls) == 2
+    assert str(find_folder("org/name")) == "org/name" and len(calls) == count
+
+
+def test_adapters_are_refused(tmp_path):
+    """Bug: the weights beside an adapter are taken without it; or a folder with an adapter only
+    is told to lack config.json."""
+    whole = write_checkpoint(tmp_path / "whole")
+    (tmp_path / "adapter").mkdir()
+    for folder in (whole, tmp_path / "adapter"):
+        write_json(folder / "adapter_config.json", {"peft_type": "LORA"})
+        for load in (load_model, load_config):
+            message = error_of(load, folder)
+            assert f"{folder}: is a PEFT adapter" in message and "merge_and_unload" in message

@@ -82,8 +82,16 @@ def test_estimate_by_hand():
     assert cost.estimate(c, 8, 100)["peak"] == 4 * count + parts["sampling"]
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
-                                   RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")])
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to ..."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:114] data. DefaultCPUAllocator: not enough memory:"
+                 " you tried to allocate 8 bytes."),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), RuntimeError("bad allocation"),
+    OSError(22, "The paging file is too small for this operation to complete. (os error 1455)"),
+    OSError(12, "Cannot allocate memory"), MemoryError(),
+    MemoryError("Unable to allocate 8. GiB for an array\nwith shape (1,)")])
 def test_out_of_memory_names_the_flags(error, capsys):
     """Bug: a page of traceback where one line says which flag to lower."""
     def main():

@@ -5,17 +5,19 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import build_data
 import train_rl
 import train_sft
-from nanoverify import evaluate, files
+from nanoverify import evaluate, files, stage
 from nanoverify.files import InputError, output_folder, read_json, write_json, write_jsonl
-from nanoverify.problems import read_problems
+from nanoverify.problems import SOLVE_PROMPT, read_problems, split_of
+from nanoverify.tokenizer import Tokenizer
 from nanoverify.trajectory import RECHECK
-from nanoverify.verifier import VERDICTS
+from nanoverify.verifier import VERDICTS, Verification
 from test_sampler import save_policy
 
 ROOT = Path(__file__).parents[1]
@@ -116,6 +118,111 @@ def test_prompt_longer_than_the_context(main, policy, elsewhere, capsys):
     said = refusal(main, ["--model", policy, *SMALL, "--questions", "long.jsonl", *flags], capsys)
     assert "1024" in said and "tokens" in said
     assert set(left_behind(elsewhere)) <= {"long.jsonl", "out"}
+
+
+@pytest.mark.parametrize("main", [build_data.main, train_rl.main, evaluate.main])
+def test_one_prompt_that_is_too_long(main, policy, elsewhere, capsys):
+    """Bug: one long question stops stage 2 at the step that draws it, and every resume there;
+    or is not named; or cannot be skipped."""
+    rows = [{"question": f"{n}?", "answer": "1", "id": f"q{n}"} for n in range(60)]
+    long = {"question": "Long " + "very " * 250, "answer": "1", "id": "the long one"}
+    write_jsonl(elsewhere / "long.jsonl", [*rows, long])
+    write_jsonl(elsewhere / "test.jsonl", rows[:9])
+    flags = ["--model", policy, *SMALL, "--questions", "long.jsonl"]
+    if main is evaluate.main:
+        flags += ["--test-count", "99"]
+    else:
+        flags += ["--test-questions", "test.jsonl", "--out", "new", "--samples", "2"]
+    if main is train_rl.main:
+        flags += ["--prompts", "2", "--steps", "1"]
+    said = refusal(main, flags, capsys)
+    assert "question 'the long one': its prompt has " in said
+    assert "context of 1024" in said and "--skip-bad-lines" in said
+    assert left_behind(elsewhere) == ["long.jsonl", "test.jsonl"]
+    if main is build_data.main:  # a random model has no right answer
+        with pytest.raises(InputError, match="no trajectory"):
+            main([*flags, "--skip-bad-lines"])
+    else:
+        main([*flags, "--skip-bad-lines"])
+    first = "question 'the long one': its prompt has"
+    assert f"--skip-bad-lines: 1 left out, the first: {first}" in capsys.readouterr().err
+
+
+def test_verification_prompts_are_longer(policy, elsewhere, capsys):
+    """Bug: a question whose solve prompt fits and whose verification prompt does not stops
+    stage 0 after hours of sampling; so does a sampled answer that is far longer than the gold
+    one."""
+    tokenizer = Tokenizer.load(policy)
+    room = 1024 - len(tokenizer.prompt(SOLVE_PROMPT.format(question="")))
+    write_jsonl("a.jsonl", [{"question": "a" * (room - 5), "answer": "1", "id": "edge"}])
+    flags = ["--model", policy, *SMALL, "--questions", "a.jsonl", "--test-questions", "a.jsonl"]
+    said = refusal(build_data.main, [*flags, "--out", "new"], capsys)
+    assert "question 'edge': its verification prompt has " in said
+    args = train_rl.flags(flags)  # stage 2 can use it
+    assert [problem.id for problem in stage.fitting(args, read_problems(["a.jsonl"]))] == ["edge"]
+    check = stage.prompt_check(build_data.flags(flags))
+    assert check("1 + 1?", "2") == "" and "verification prompt" in check("1 + 1?", "2" * 1000)
+
+
+def test_a_sampled_answer_that_is_too_long(policy, elsewhere, monkeypatch, capsys):
+    """Bug: one endless answer among thousands stops stage 0 when it is to be verified, and
+    every resume there; or the question goes with it; or nothing is counted."""
+    write_jsonl("q.jsonl", [{"question": "1 + 1?", "answer": "2", "id": "q"}])
+    asked = []
+
+    def respond(model, tokenizer, problems, *rest):
+        texts = ["The answer is 2.", f"The answer is {'9' * 1000}."]
+        rows = [[tokenizer.encode(text) + [tokenizer.end_id] for text in texts] for _ in problems]
+        return [[SimpleNamespace(ids=ids, finished=True) for ids in row] for row in rows]
+
+    def verify(model, tokenizer, claims, *rest):
+        asked.extend(answer for _, answer in claims)
+        rights = [answer == "2" for _, answer in claims]
+        return [[Verification(VERDICTS[right], right, True)] for right in rights]
+
+    monkeypatch.setattr(build_data, "respond", respond)
+    monkeypatch.setattr(build_data, "verify", verify)
+    write_jsonl("test.jsonl", [{"question": "2 + 2?", "answer": "4"}])
+    build_data.main(["--model", policy, *SMALL, "--questions", "q.jsonl", "--test-questions",
+                     "test.jsonl", "--samples", "2", "--out", "new"])
+    assert set(asked) == {"2"}
+    dropped = read_json("new/statistics.json")["dropped"]
+    assert dropped["wrong attempts without a kept verification"] == 1
+    assert len((elsewhere / "new" / "trajectories.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_split_that_leaves_nothing(policy, elsewhere, capsys):
+    """Bug: a file whose questions all fall to one side of the hash ends in a message about
+    something else, or in no training at all."""
+    for side in ("train", "test"):
+        question = next(f"{n}?" for n in range(1000) if split_of(f"{n}?") == side)
+        write_jsonl(elsewhere / f"{side}.jsonl", [{"question": question, "answer": "1"}])
+    write_jsonl(elsewhere / "data.jsonl", [GOOD])
+    common = ["--model", policy, *SMALL]
+    for main in (build_data.main, train_rl.main):
+        said = refusal(main, [*common, "--questions", "test.jsonl", "--out", "new"], capsys)
+        assert "test.jsonl: no question falls into the 80% for training" in said
+        assert "--test-questions" in said
+    common += ["--data", "data.jsonl", "--questions", "train.jsonl"]
+    said = refusal(train_sft.main, common, capsys)
+    assert "train.jsonl: no question falls into the 15%" in said and "--test-questions" in said
+
+
+def test_overlap_is_counted(policy, elsewhere, capsys):
+    """Bug: test questions that are trained on go unnoticed, for they differ in a space or a
+    capital, or because stage 1 sees trajectories."""
+    rows = lambda text, *span: [{"question": text.format(n), "answer": "1"} for n in range(*span)]
+    write_jsonl("train.jsonl", rows("What is  {} + 1?", 9))
+    write_jsonl("test.jsonl", rows("what is {} + 1?", 7, 12))
+    write_jsonl("data.jsonl", [{**GOOD, "question": "What is 8 + 1?"}])
+    alone = ["--model", policy, *SMALL, "--questions", "train.jsonl"]
+    flags = [*alone, "--test-questions", "test.jsonl"]
+    stage.train_problems(build_data.flags(flags), 5)
+    assert "2 of 5 test questions are training questions, too" in capsys.readouterr().out
+    stage.test_problems(train_sft.flags([*flags, "--data", "data.jsonl", "--test-count", "9"]))
+    assert "1 of 5 test questions" in capsys.readouterr().out
+    stage.train_problems(build_data.flags(alone), 5)
+    assert "test questions" not in capsys.readouterr().out
 
 
 def test_too_few_questions(policy, elsewhere, capsys):

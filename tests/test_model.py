@@ -27,6 +27,11 @@ FAMILIES = {
     "qwen2": ("Qwen2", dict(tie_word_embeddings=True)),
     "qwen3": ("Qwen3", dict(head_dim=16)),
     "mistral": ("Mistral", dict(sliding_window=None, head_dim=16)),
+    "mistral-whole-window": ("Mistral", dict(sliding_window=512)),
+    "qwen2-whole-window": ("Qwen2", dict(
+        sliding_window=512, use_sliding_window=True, max_window_layers=0)),
+    "qwen2-no-windowed-layer": ("Qwen2", dict(
+        sliding_window=64, use_sliding_window=True, max_window_layers=3)),
 }
 
 
@@ -156,14 +161,23 @@ def test_bf16_stays_near_fp32(pair):
     assert (exact - rounded).abs().mean() < 0.02 * exact.std() + 0.01
 
 
+MISTRAL = {"architectures": ["MistralForCausalLM"]}
+QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True}
+
+
 @pytest.mark.parametrize("settings, named", [
     ({"architectures": ["GemmaForCausalLM"]}, ["GemmaForCausalLM", "LlamaForCausalLM", "Qwen3ForCausalLM"]),
-    ({"architectures": None}, ["None", "LlamaForCausalLM"]),
+    ({"architectures": None, "model_type": "gpt2"}, ["None", "LlamaForCausalLM"]),
     ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, ["rope_scaling", "yarn", "llama3"]),
     ({"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, ["rope_scaling", "dynamic"]),
-    ({"architectures": ["MistralForCausalLM"], "sliding_window": 4096}, ["sliding_window", "4096", "MistralForCausalLM"]),
-    ({"architectures": ["MistralForCausalLM"]}, ["sliding_window", "4096"]),
-    ({"architectures": ["Qwen2ForCausalLM"], "sliding_window": 4096, "use_sliding_window": True}, ["sliding_window"]),
+    ({**MISTRAL, "sliding_window": 511}, ["sliding_window", "511", "MistralForCausalLM"]),
+    ({**MISTRAL, "max_position_embeddings": 8192}, ["sliding_window", "4096"]),
+    ({**MISTRAL, "sliding_window": "long"}, ["sliding_window", "long"]),
+    ({**QWEN2, "sliding_window": 64}, ["sliding_window"]),
+    ({**QWEN2, "sliding_window": 64, "max_window_layers": 2}, ["sliding_window"]),
+    ({**QWEN2, "max_position_embeddings": 8192}, ["sliding_window", "4096"]),
+    ({**QWEN2, "sliding_window": 64, "max_window_layers": 3,
+      "layer_types": ["full_attention", "sliding_attention"]}, ["sliding_window"]),
     ({"attention_bias": True}, ["attention_bias"]),
     ({"mlp_bias": True}, ["mlp_bias"]),
     ({"hidden_act": "gelu"}, ["hidden_act", "gelu"]),
@@ -182,6 +196,7 @@ def test_refused_by_name(settings, named, tmp_path):
 @pytest.mark.parametrize("settings", [
     {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 4096, "use_sliding_window": False},
     {"attention_dropout": 0.1, "use_cache": False, "made_up": 1},
+    {"architectures": None}, {"architectures": []},  # model_type says llama
     {"rope_parameters": None, "rope_scaling": None, "rope_theta": 10000},
 ])
 def test_settings_that_do_not_matter_are_ignored(settings, tmp_path):

@@ -1,5 +1,6 @@
 """Problems: how answers are checked, who may see a question, and readers of published files."""
 import collections
+import gzip
 import json
 
 import pytest
@@ -97,6 +98,15 @@ GOOD = {"question": "1 + 1?", "answer": "2"}
     ({"question": "1?", "answer": " "}, "answer"),
     ({"problem": "1?", "solution": ""}, "answer"),
     ({"question": "1?", "answer": "2", "id": "same"}, "same"),
+    ({"question": "1?", "answer": "2", "ID": "same"}, "same"),
+    ({"body": 5, "question": "1?", "answer": "2"}, "body"),
+    ({"question": None, "problem": None, "answer": "2"}, "question"),
+    ({"question": "1?", "choices": ["2", "3"], "answer": 0}, "choices"),
+    ({"question": "1?", "choices": ["4", "5"], "answer": "1"}, "choices"),
+    ({"question": "1?", "options": ["A)2", "B)3"], "answer": "B"}, "options"),
+    ({"question": "1?", "options": {"A": "2", "B": "3"}, "answer": "(b)"}, "options"),
+    ({"question": "1?", "options": ["A)2", "B)3"], "correct": "B"}, "options"),
+    ({"Problem": "1?", "options": "a ) 2 , b ) 3", "correct": "a"}, "options"),
 ])
 def test_bad_rows(row, reason, tmp_path):
     """Bug: a bad row is skipped, guessed at, or named by the wrong line."""
@@ -104,6 +114,122 @@ def test_bad_rows(row, reason, tmp_path):
     with pytest.raises(InputError) as error:
         read_problems([path])
     assert str(error.value).startswith(f"{path}:3: ") and reason in str(error.value) and "\n" not in str(error.value)
+
+
+def test_null_is_absent(tmp_path):
+    """Bug: published files write null where a field is absent: 'None' becomes an id or a
+    family, or the row is refused."""
+    path = write(tmp_path / "a.jsonl",
+                 {"id": None, "question": None, "problem": "1 + 1?", "answer": None,
+                  "solution": "So \\boxed{2}.", "type": None, "level": None},
+                 {"id": None, "unique_id": "u", "question": "2?", "answer": 2})
+    assert [(p.id, p.question, p.answer, p.family, p.level) for p in read_problems([path])] == [
+        ("a-1", "1 + 1?", "2", "a", None), ("u", "2?", "2", "a", None)]
+
+
+def test_ids_of_several_files(tmp_path):
+    """Bug: two published files that both count their rows from 0 cannot be read together; or
+    two questions share an id; or a file given twice doubles its questions."""
+    (tmp_path / "b").mkdir()
+    rows = [{"id": 0, "question": "1?", "answer": "1"}, {"question": "2?", "answer": "2"}]
+    paths = [write(folder / "q.jsonl", *rows) for folder in (tmp_path, tmp_path / "b")]
+    found = read_problems(paths)
+    assert [p.id for p in found] == ["0", "q-2", f"{paths[1]}:0", f"{paths[1]}:q-2"]
+    with pytest.raises(InputError, match="q.jsonl: a file is given twice"):
+        read_problems([paths[0], paths[0]])
+
+
+def test_story_and_question(tmp_path):
+    """Bug: ASDiv and SVAMP tell the story in `body`, and the model is asked "How many are
+    left?" alone; a unit in brackets or a name in capitals hides the answer."""
+    path = write(tmp_path / "a.jsonl",
+                 {"body": "Seven red and two green apples are in the basket. ",
+                  "question": "How many apples are there?", "answer": "9 (apples)"},
+                 {"ID": "chal-1", "Body": "A pack costs 76 dollars.",
+                  "Question": "What do 2 cost?", "Answer": 152.0, "Type": "Multiplication"},
+                 {"question": "Where?", "answer": "(3, 4)"})
+    first, second, third = read_problems([path])
+    assert first.question == ("Seven red and two green apples are in the basket. "
+                              "How many apples are there?")
+    assert (first.answer, second.answer, third.answer) == ("9", "152.0", "(3, 4)")
+    assert second.question == "A pack costs 76 dollars. What do 2 cost?"
+    assert (second.id, second.family) == ("chal-1", "Multiplication")
+
+
+def test_several_boxes(tmp_path):
+    """Bug: of two roots in two boxes only the last is the gold answer, and whoever gives both
+    is wrong."""
+    answers = {
+        "So $x = \\boxed{2}$ or $x = \\boxed{\\frac{1}{3}}$.": "2, \\frac{1}{3}",
+        "It is $\\boxed{2}$. Or, by another way, $\\boxed{\\frac{4}{2}}$.": "\\frac{4}{2}",
+        "One root is $\\boxed{2}$. We divide by $x - 2$ and find $\\boxed{5}$.": "2, 5",
+        "$\\log_2 4 = \\boxed{2}$, so $\\log_2(4^2) = \\boxed{4}$": "4",
+        "Our answer is $\\boxed 2$.": "2"}
+    rows = [{"problem": "What?", "solution": solution} for solution in answers]
+    found = read_problems([write(tmp_path / "a.jsonl", *rows)])
+    assert [problem.answer for problem in found] == [*answers.values()]
+
+
+def test_proofs_are_left_out(tmp_path, capsys):
+    """Bug: a number in the middle of a proof, or the word notfound, is the gold answer; or
+    nobody is told how many rows went."""
+    long = "We add the two equations and see that the 7 terms cancel, which was to be shown."
+    path = write(tmp_path / "a.jsonl",
+                 {"problem": "Prove it.", "solution": long},
+                 {"problem": "1?", "solution": "So it is \\boxed{1}.", "answer": "notfound"},
+                 {"problem": "Prove that.", "answer": "Proof", "solution": long},
+                 {"problem": "2?", "solution": f"{long} The answer is 2."},
+                 {"problem": "3?", "solution": "x = 3"},
+                 {"problem": "4?", "solution": long, "answer": "4"})
+    found = {problem.question: problem.answer for problem in read_problems([path])}
+    assert found == {"2?": "2", "3?": "x = 3", "4?": "4"}
+    said = capsys.readouterr().err
+    assert said == f"3 rows without an answer, such as proofs, left out; the first: {path}:1\n"
+
+
+def test_choices_with_the_text_of_the_answer(tmp_path):
+    """Bug: every row with choices is refused, also where the answer is written out."""
+    path = write(tmp_path / "a.jsonl",
+                 {"question": "1?", "choices": ["2", "3"], "answer": "3"},
+                 {"question": "2?", "options": {"A": "x", "B": "y"}, "answer": "y"},
+                 {"question": "3?", "choices": [], "answer": 3},
+                 {"question": "4?", "options": None, "answer": "4"})
+    assert [p.answer for p in read_problems([path])] == ["3", "y", "3", "4"]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_array(indent, tmp_path):
+    """Bug: an array of objects, as many sites publish them, is refused; or a bad item is named
+    by no number, or skipped."""
+    rows = [{"question": f"{n}?", "answer": n} for n in (1, 2)]
+    (tmp_path / "a.json").write_text("\ufeff" + json.dumps(rows, indent=indent), encoding="utf-8")
+    found = read_problems([tmp_path / "a.json"])
+    assert [(problem.id, problem.answer) for problem in found] == [("a-1", "1"), ("a-2", "2")]
+    (tmp_path / "a.json").write_text(json.dumps([*rows, 5], indent=indent))
+    with pytest.raises(InputError, match="a.json:3: expected a JSON object, found int"):
+        read_problems([tmp_path / "a.json"])
+    assert len(read_problems([tmp_path / "a.json"], bad := [])) == 2 and len(bad) == 1
+    (tmp_path / "a.json").write_text(json.dumps(rows, indent=indent)[:-3])
+    with pytest.raises(InputError, match="a.json:1: not valid JSON"):
+        read_problems([tmp_path / "a.json"])
+
+
+def test_other_formats_are_named(tmp_path, monkeypatch):
+    """Bug: a Parquet or gzip file is "not valid UTF-8" in line 1, and with --skip-bad-lines all
+    of its lines are bad; or the command that is shown does not convert it."""
+    monkeypatch.chdir(tmp_path)
+    content = write(tmp_path / "a.jsonl", {"question": "1?", "answer": "é"}).read_bytes()
+    Path("q.jsonl.gz").write_bytes(gzip.compress(content))
+    named = "q.jsonl.gz: is a gzip file, not JSONL; convert it: python -c "
+    with pytest.raises(InputError, match=named) as error:
+        read_problems(["q.jsonl.gz"], [])
+    code = str(error.value).partition('python -c "')[2].removesuffix('"')
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert [p.answer for p in read_problems(["q.jsonl-converted.jsonl"])] == ["é"]
+    Path("q.parquet").write_bytes(b"PAR1\x15\x04\x15\x10PAR1")
+    named = "q.parquet: is a Parquet file, not JSONL; .*q-converted.jsonl"
+    with pytest.raises(InputError, match=named):
+        read_problems(["q.parquet"], [])
 
 
 def test_bad_files(tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import build_data
 import kill
@@ -528,3 +529,89 @@ def test_an_earlier_output_is_never_lost_between_two_renames(tmp_path, monkeypat
     with pytest.raises(InputError, match="--overwrite"):
         work("third")
     assert read_json(out / "arguments.json") == {"text": "first"}
+
+
+# ---- Windows, simulated --------------------------------------------------------------------------
+
+@pytest.fixture
+def windows(monkeypatch):
+    """The rules of Windows that differ, on this system: folders cannot be opened, only handles for
+    writing can be synced, nothing is renamed over what exists, there is Ctrl-Break and no alarm,
+    and there are no locks."""
+    real = {name: getattr(os, name) for name in ("open", "fsync", "rename")}
+    writable = set()
+
+    def open_(path, flags, *rest, **more):
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        handle = real["open"](path, flags, *rest, **more)
+        (writable.add if flags & (os.O_RDWR | os.O_WRONLY) else writable.discard)(handle)
+        return handle
+
+    def fsync(handle):
+        if handle not in writable:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        real["fsync"](handle)
+
+    def rename(source, target, **more):
+        if os.path.exists(target):
+            raise FileExistsError(errno.EEXIST, "File exists", str(target))
+        real["rename"](source, target, **more)
+
+    with monkeypatch.context() as patch:
+        for name, call in (("open", open_), ("fsync", fsync), ("rename", rename)):
+            patch.setattr(os, name, call)
+        patch.setattr(shutil, "_use_fd_functions", False)  # as it is where folders cannot be opened
+        patch.setattr(state, "WINDOWS", True)
+        patch.setattr(files, "fcntl", None)
+        patch.setattr(signal, "SIGBREAK", signal.SIGUSR1, raising=False)
+        patch.delattr(signal, "setitimer")
+        yield
+
+
+def test_states_on_windows(tmp_path, windows):
+    """Bug: the first save ends the run, for a folder or a handle for reading is synced; or an
+    earlier part stands in the way."""
+    for step in (1, 2, 3):
+        write(tmp_path / "state", step, keep=1)
+    write(tmp_path / "state", 3, keep=1)
+    assert state.load_state(tmp_path / "state")[1]["step"] == 3
+    for items in ([1, 2], [3, 4]):  # the second finds parts of other items
+        assert state.parts(tmp_path / "state", "x", items, 1, lambda number, part: part) == items
+    for _ in range(2):
+        state.same_run(tmp_path / "state", {"seed": 1}, False)
+
+
+def test_a_whole_run_on_windows(policy, data, windows):
+    """Bug: an output folder cannot replace the one before it, or a run cannot go on."""
+    flags = ["--epochs", "1", "--overwrite"]
+    run_sft(policy, "a", *flags)
+    run_sft(policy, "a", *flags)
+    run_sft(policy, "b", "--epochs", "1", "--steps", "1")
+    run_sft(policy, "b", "--epochs", "1", "--resume")
+    assert load_file("a/model.safetensors").keys() == load_file("b/model.safetensors").keys()
+
+
+def test_ctrl_break(windows):
+    """Bug: Windows' Ctrl-Break, which is how another program ends a run there, ends it in the
+    middle of a step."""
+    before, mine = signal.getsignal(signal.SIGBREAK), lambda number, frame: None
+    signal.signal(signal.SIGBREAK, mine)
+    try:
+        with state.signals() as caught:
+            os.kill(os.getpid(), signal.SIGBREAK)
+            assert caught == [signal.SIGBREAK]
+        assert signal.getsignal(signal.SIGBREAK) == mine
+    finally:
+        signal.signal(signal.SIGBREAK, before)
+
+
+def test_nothing_stays_mapped(tmp_path):
+    """Bug: tensors of a loaded state are still mapped to its file; Windows then neither removes
+    it nor renames OUT.part."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("this system does not tell what is mapped")
+    write(tmp_path / "state", 1)
+    tensors, _ = state.load_state(tmp_path / "state")
+    assert tensors and str(tmp_path) not in maps.read_text()

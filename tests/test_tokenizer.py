@@ -283,6 +283,48 @@ def test_end_id_without_a_hint_from_the_template(tmp_path):
         assert Tokenizer.load(write_tokenizer(tmp_path, eos="</s>", template=template)).end_id == ID["</s>"]
 
 
+def test_an_end_that_no_file_names(tmp_path, capsys):
+    """Bug: Qwen2.5's base model names <|endoftext|> only, its template ends turns with
+    <|im_end|>: stage 1 trains an end that the template never writes, and sampling runs on
+    through the one that it does."""
+    template = TEMPLATES["smollm2"][3]
+    tokenizer = Tokenizer.load(write_tokenizer(
+        tmp_path, eos="<|endoftext|>", template=template, pad_token="<|im_end|>"))
+    assert tokenizer.end_id == ID["<|im_end|>"]
+    assert tokenizer.stop_ids == {ID["<|im_end|>"], ID["<|endoftext|>"]}
+    assert tokenizer.pad_id not in tokenizer.stop_ids
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "ends turns with '<|im_end|>'" in said
+    tokenizer = Tokenizer.load(write_tokenizer(tmp_path, eos="<|im_end|>", template=template))
+    assert tokenizer.stop_ids == {ID["<|im_end|>"]} and capsys.readouterr().err == ""
+
+
+def test_white_space_ends_no_turn(tmp_path):
+    """Bug: a run of spaces or line ends that is an added token, as in Gemma, is taken for the
+    end of a turn."""
+    template = "{% for m in messages %}{{ m.content }}\n\n{% endfor %}"
+    folder = write_tokenizer(tmp_path, template=template)
+    raw = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    raw.add_tokens(["\n\n"])
+    raw.save(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer.load(folder)
+    assert tokenizer.end_id == ID["</s>"] and tokenizer.stop_ids == {ID["</s>"]}
+
+
+def test_stop_ids_are_not_decoded(tmp_path):
+    """Bug: an end that tokenizer.json does not mark as special stays in the text: no trajectory
+    is well-formed, and nothing says why."""
+    folder = write_tokenizer(tmp_path, eos="<|end|>")
+    raw = read_json(folder / "tokenizer.json")
+    for token in raw["added_tokens"]:
+        token["special"] = False
+    write_json(folder / "tokenizer.json", raw)
+    tokenizer = Tokenizer.load(folder)
+    assert tokenizer.decode([*tokenizer.encode("It is 4."), tokenizer.end_id]) == "It is 4."
+    # what ends nothing is text
+    assert tokenizer.decode(tokenizer.encode("<|im_start|>a")) == "<|im_start|>a"
+
+
 @pytest.mark.parametrize("pad, generation, expected", [
     ("<pad>", None, ID["<pad>"]),
     ("</s>", None, 0),
@@ -321,6 +363,40 @@ def test_where_the_template_is_found(tmp_path):
     write_json(folder / "special_tokens_map.json", {"bos_token": {"content": "<s>"}, "eos_token": "</s>"})
     write_json(folder / "generation_config.json", {"eos_token_id": 2})
     assert Tokenizer.load(folder).render([USER]) == "<s></s>"
+
+
+def test_an_older_file_of_the_template(tmp_path, capsys):
+    """Bug: chat_template.json is overlooked, and a chat model is prompted like a base model; or
+    it overrides a newer file."""
+    folder = write_tokenizer(tmp_path)
+    write_json(folder / "chat_template.json", {"chat_template": "older {{ messages[0].content }}"})
+    assert Tokenizer.load(folder).render([USER]) == f"older {TEXT}"
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "chat_template.json: used" in said
+    (folder / "chat_template.jinja").write_text("newer")
+    assert Tokenizer.load(folder).render([USER]) == "newer" and capsys.readouterr().err == ""
+
+
+def test_named_templates(tmp_path, capsys):
+    """Bug: which of several templates is used is not said; without a default one a chat model
+    is prompted like a base model."""
+    named = [{"name": name, "template": f"{name} {{{{ messages[0].content }}}}"}
+             for name in ("rag", "default")]
+    Tokenizer.load(write_tokenizer(tmp_path, template=named))
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "['default', 'rag'], 'default' is used" in said
+    refused = "none of the named templates .'rag'. is called 'default'.*chat_template.jinja"
+    with pytest.raises(InputError, match=refused):
+        Tokenizer.load(write_tokenizer(tmp_path, template=named[:1]))
+
+
+def test_a_template_that_loses_the_question(tmp_path):
+    """Bug: a template that looks for content of another form renders without the question, and
+    the model is asked nothing."""
+    template = ("{% for m in messages %}{% for part in m.content if part.text %}{{ part.text }}"
+                "{% endfor %}{% endfor %}Assistant:")
+    with pytest.raises(InputError, match="chat template loses the question"):
+        Tokenizer.load(write_tokenizer(tmp_path, template=template)).prompt("What?")
 
 
 def test_template_is_sandboxed(tmp_path):
