@@ -4,7 +4,8 @@ From worked examples of the training split it learns what a base model can do be
 
     solve        the first steps written, the last one done in the head, so that many answers are near misses
     check        put a given answer back into the question; or, less often, solve it again and compare
-    chat         find the answer it gave some lines above when asked to check it, and give another one when told to
+    chat         find the answer it gave some lines above when asked to check it, and give another one when told to;
+                 from the middle of the run on, the wrong answers in these conversations are its own
     drills       the arithmetic below all that
 
 It never checks or retries unasked, and the phrases that open these actions never come in use: that is what the stages
@@ -23,12 +24,14 @@ import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
+from nanoverify.evaluate import respond
 from nanoverify.files import InputError, output_folder, run, write_json
 from nanoverify.model import Config, Transformer, autocast
 from nanoverify.parallel import workers
 from nanoverify.problems import SOLVE_PROMPT
-from nanoverify.puzzles import FAMILIES, LEVELS, NAMES, UNKNOWN, add, compare, expression, minus, puzzle, times
+from nanoverify.puzzles import FAMILIES, LEVELS, NAMES, UNKNOWN, add, compare, expression, minus, puzzle, steps_of, times
 from nanoverify.scoring import backward
+from nanoverify.tokenizer import Tokenizer as OurTokenizer
 from nanoverify.verifier import VERDICTS, VERIFY_PROMPTS
 
 KNOWN = tuple(family for family in FAMILIES if family != "tickets")
@@ -48,7 +51,7 @@ Piece = tuple[str, bool]  # a text, and whether it is learned
 
 
 def solve_text(family: str, numbers: dict, x) -> str:
-    return " ".join([*FAMILIES[family].solve(numbers), f"The answer is {x}."])
+    return " ".join([*FAMILIES[family].solve(numbers, x), f"The answer is {x}."])
 
 
 def check_text(family: str, numbers: dict, given) -> str:
@@ -58,7 +61,7 @@ def check_text(family: str, numbers: dict, given) -> str:
 
 
 def again_text(family: str, numbers: dict, given) -> str:
-    x, steps = numbers["x"], FAMILIES[family].solve(numbers)
+    x, steps = numbers["x"], FAMILIES[family].solve(numbers, numbers["x"])
     same = "the same." if given == x else "not the same."
     return " ".join(["Solving again:", *steps, f"It is {x}. The answer above is {given}, {same}", VERDICTS[given == x]])
 
@@ -88,53 +91,66 @@ def near_miss(rng, numbers: dict, level: int, known=()):
             return wrong
 
 
-def chat(rng, family: str, numbers: dict, question: str, level: int) -> list[Piece]:
+def chat(rng, family: str, numbers: dict, question: str, wrongs: list[tuple[str, object]]) -> list[Piece]:
     """A conversation about one question: an answer, its check on demand, another answer on demand, and so on.
 
-    Wrong answers are only read, not learned; checks and right answers are learned.
+    wrongs: (solution, its answer), which come before the right one. They are only read; checks and the right solution
+    are learned.
     """
-    pieces, known = [(f"<|user|>{SOLVE_PROMPT.format(question=question)}", False)], []
-    rounds = rng.randint(1, 4)
-    for number in range(rounds + 1):
-        right = number == rounds if number else rng.random() < 0.25
-        answer = numbers["x"] if right else near_miss(rng, numbers, level, known)
-        known.append(answer)
-        steps, ending = solve_text(family, numbers, answer).rsplit("The answer", 1)  # the steps are right in any case
-        pieces += [("<|assistant|>", False), (steps + "The answer is", True), (f"{ending[3:]}<|end|>", right)]
+    pieces = [(f"<|user|>{SOLVE_PROMPT.format(question=question)}", False)]
+    for text, answer in [*wrongs, (solve_text(family, numbers, numbers["x"]), numbers["x"])]:
+        right = answer == numbers["x"]
+        pieces += [("<|assistant|>", False), (text + "<|end|>", right)]
         if rng.random() < 0.85:
             pieces += [(f"<|user|>{rng.choice(ASK_CHECK)}<|assistant|>", False),
                        (check_text(family, numbers, answer) + "<|end|>", True)]
-        if right:
-            return pieces
-        pieces.append((f"<|user|>{rng.choice(ASK_AGAIN)}", False))
+        if not right:
+            pieces.append((f"<|user|>{rng.choice(ASK_AGAIN)}", False))
     return pieces
+
+
+def near_misses(rng, family: str, numbers: dict, level: int, count: int) -> list[tuple[str, object]]:
+    """Wrong solutions that somebody else could have written, with different answers."""
+    known = []
+    for _ in range(count):
+        known.append(near_miss(rng, numbers, level, known))
+    return [(solve_text(family, numbers, answer), answer) for answer in known]
 
 
 def drill(rng) -> list[Piece]:
     """One exercise. Only its result is learned, for nobody can foresee what is asked."""
     kind = rng.choice(("add", "add", "minus", "minus", "times", "times", "compare", "divide"))
-    big, small = rng.choice((20, 50, 99, 99, 250)), rng.choice((10, 20, 50, 99))
+    big, small = rng.choice((20, 50, 99, 99, 200)), rng.choice((10, 20, 40, 60))
     a, b = rng.randint(1, big), rng.randint(1, small)
     if kind == "compare":
         b = abs(rng.choice((a, a, a + rng.randint(-12, 12), a + rng.choice((-100, -10, 10, 100)), rng.randint(1, big))))
         left, right = compare(a, b).split(", ", 1)
         return [(f" The result is {a}. {left},", False), (f" {right} {VERDICTS[a == b]}", True)]
     if kind == "divide":
-        a, b = rng.randint(2, rng.choice((9, 20))), rng.randint(2, 9)
+        a, b = rng.randint(2, rng.choice((9, 18))), rng.randint(2, 9)
         return [(f" {a * b} / {b} =", False), (f" {a}.", True)]
     if kind == "times":
-        text = times(rng.randint(2, rng.choice((9, 20))), rng.randint(2, rng.choice((9, 9, 9, 30))))
+        text = times(rng.randint(2, rng.choice((9, 18))), rng.randint(2, rng.choice((9, 9, 9, 28))))
     else:
         text = add(*rng.choice(((a, b), (b, a)))) if kind == "add" else minus(max(a, b), min(a, b))
     statement, result = text.split(" = ")
     return [(f" {statement} =", False), (f" {result}", True)]
 
 
-WEIGHTS = {"drills": 8, "solve": 22, "check": 28, "again": 5, "chat": 36, "phrase": 1}
+WEIGHTS = {"drills": 6, "solve": 20, "check": 24, "again": 5, "chat": 44, "phrase": 1}
 
 
-def example(rng, weights=WEIGHTS) -> list[Piece]:
-    """One document as (text, is it learned?) pieces."""
+def train_puzzle(rng):
+    """(family, level, numbers, problem) of the training split. Countdown, the hardest, comes twice as often."""
+    while True:
+        family, level = rng.choice((*KNOWN, "countdown")), rng.choice(LEVELS)
+        split, numbers, problem = puzzle(rng, family, level)
+        if split == "train":
+            return family, level, numbers, problem
+
+
+def example(rng, weights=WEIGHTS, own=()) -> list[Piece]:
+    """One document as (text, is it learned?) pieces. own: see `own_mistakes`."""
     kind = rng.choices(list(weights), list(weights.values()))[0]
     if kind == "drills":
         exercises = [piece for _ in range(rng.randint(4, 12)) for piece in drill(rng)]
@@ -142,12 +158,16 @@ def example(rng, weights=WEIGHTS) -> list[Piece]:
     if kind == "phrase":
         phrase = rng.choice(PHRASES)
         return [(f"<|user|>Say: {phrase}<|assistant|>", False), (phrase + "<|end|>", True)]
-    family, level = rng.choice(KNOWN), rng.choice(LEVELS)
-    split = None
-    while split != "train":
-        split, numbers, problem = puzzle(rng, family, level)
+    family, level, numbers, problem = train_puzzle(rng)
     if kind == "chat":
-        return chat(rng, family, numbers, problem.question, level)
+        if rng.random() < 0.25:
+            wrongs = []
+        elif own and rng.random() < 0.85:
+            family, numbers, problem, mistakes = rng.choice(own)
+            wrongs = rng.sample(mistakes, min(len(mistakes), rng.randint(1, 3)))
+        else:
+            wrongs = near_misses(rng, family, numbers, level, rng.randint(1, 3))
+        return chat(rng, family, numbers, problem.question, wrongs)
     if kind == "solve":
         prompt, response = SOLVE_PROMPT.format(question=problem.question), solve_text(family, numbers, numbers["x"])
     else:
@@ -158,13 +178,43 @@ def example(rng, weights=WEIGHTS) -> list[Piece]:
     return [(f"<|user|>{prompt}<|assistant|>", False), (response + "<|end|>", True)]
 
 
+def own_mistakes(model, tokenizer: OurTokenizer, rng, count: int) -> list:
+    """(family, numbers, problem, its wrong solutions) of training puzzles that the model gets wrong now.
+
+    A model that has only met other people's mistakes repeats its own when it is told of them: it believes in them.
+    """
+    drawn = [train_puzzle(rng) for _ in range(count)]
+    rows = respond(model, tokenizer, [problem for *_, problem in drawn], 4, 64, 1.0, rng.randrange(2 ** 31))
+    found = []
+    for (family, _, numbers, problem), row in zip(drawn, rows):
+        mistakes = {}
+        for t in row:
+            answer = readable(t.solves[-1].answer, family)
+            if t.finished and len(t.actions) == 1 and answer is not None and not t.solves[-1].right:
+                mistakes.setdefault(answer, t.solves[-1].text)
+        if mistakes:
+            found.append((family, numbers, problem, [(text, answer) for answer, text in mistakes.items()]))
+    return found
+
+
+def readable(answer: str, family: str):
+    """The answer as `check_text` takes it, None where it is no number or no expression."""
+    if family != "countdown":
+        return int(answer) if answer.isdecimal() and len(answer) < 5 else None
+    try:
+        return answer if steps_of(answer) else None
+    except (IndexError, ValueError):
+        return None
+
+
 # ---- tokenizer and rows ----------------------------------------------------------------------------------------------
 
 def train_tokenizer(rng, vocab_size: int) -> Tokenizer:
-    """Byte-level BPE over whole words, with every digit a token of its own (with or without the space before it)."""
+    """Byte-level BPE over whole words and whole numbers: a small model learns facts about tokens faster than about digits,
+    and not to repeat an answer is easy where an answer is one token. Rare numbers are of several tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(r" ?\p{L}+| ?\p{N}|\n+| ?[^\s\p{L}\p{N}]|\s+"), "isolated"),
+        pre_tokenizers.Split(Regex(r" ?\p{L}+| ?\p{N}+|\n+| ?[^\s\p{L}\p{N}]|\s+"), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
     corpus = ["".join(text for text, _ in example(rng)) for _ in range(20000)]
@@ -175,12 +225,13 @@ def train_tokenizer(rng, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def batches(tokenizer, rng, rows: int, tokens: int, weights):
-    """Endless (ids, learned), each (rows, tokens + 1): documents end to end, cut at the row's end."""
+def batches(tokenizer, rng, rows: int, tokens: int, weights, own=()):
+    """Endless (ids, learned), each (rows, tokens + 1): documents end to end, cut at the row's end. own: a list that may
+    change on the way."""
     ids, learned, need = [], [], rows * (tokens + 1)
     while True:
         while len(ids) < need:
-            pieces = [piece for _ in range(200) for piece in example(rng, weights)]
+            pieces = [piece for _ in range(50) for piece in example(rng, weights, own)]
             for encoding, (_, learn) in zip(tokenizer.encode_batch([text for text, _ in pieces]), pieces):
                 ids += encoding.ids
                 learned += [learn] * len(encoding.ids)
@@ -240,9 +291,9 @@ def main(argv=None):
     parser.add_argument("--out", required=True, help="folder of the checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier output")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=4000,
+    parser.add_argument("--steps", type=int, default=3000,
                         help="optimizer steps; the first eighth are drills, the last 30%% have long rows")
-    parser.add_argument("--tokens-per-step", type=int, default=3072)
+    parser.add_argument("--tokens-per-step", type=int, default=3200)
     parser.add_argument("--lr", type=float, default=3e-3,
                         help="peak of AdamW; Muon's is 7 times that; linear to 0 over the last 90%%")
     parser.add_argument("--hidden", type=int, default=128, help="width D")
@@ -255,7 +306,7 @@ def main(argv=None):
 
     torch.manual_seed(args.seed)
     rng = random.Random(args.seed)
-    tokenizer = train_tokenizer(rng, 1024)
+    tokenizer = train_tokenizer(rng, 1400)
     model, config = new_model(tokenizer, args.hidden, args.layers)
     matrices = [p for p in model.model["layers"].parameters() if p.dim() == 2]
     others = [p for p in model.parameters() if p.dim() != 2 or p is model.lm_head.weight]
@@ -263,12 +314,15 @@ def main(argv=None):
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {tokenizer.get_vocab_size()} tokens in the vocabulary")
 
-    log, start, seen = [], time.time(), 0
+    log, start, seen, own = [], time.time(), 0, []
+    reader = OurTokenizer(tokenizer, {"eos_token": "<|end|>", "pad_token": "<|pad|>"}, {}, {}, CHAT_TEMPLATE)
     drills = batches(tokenizer, rng, args.tokens_per_step // 256, 256, {"drills": 1})
-    short = batches(tokenizer, rng, args.tokens_per_step // 384, 384, WEIGHTS)
-    long = batches(tokenizer, rng, args.tokens_per_step // 768, 768, WEIGHTS)  # as long as responses become
+    short = batches(tokenizer, rng, args.tokens_per_step // 320, 320, WEIGHTS, own)
+    long = batches(tokenizer, rng, args.tokens_per_step // 640, 640, WEIGHTS, own)  # as long as responses become
     bar = tqdm(range(1, args.steps + 1), desc="pretrain", mininterval=10)
     for step in bar:
+        if step > 0.4 * args.steps and step % 100 == 0:
+            own[:] = own_mistakes(model, reader, rng, 400)
         rows, learned = next(drills if step <= args.steps / 8 else short if step <= args.steps * 0.7 else long)
         inputs, targets, mask = rows[:, :-1], rows[:, 1:], learned[:, 1:]
         for optimizer, peak in zip(optimizers, peaks):

@@ -24,8 +24,8 @@ from nanoverify.files import InputError
 from nanoverify.problems import Problem, split_of
 
 LEVELS = (1, 2, 3, 4, 5)
-UNKNOWN = {1: (2, 7), 2: (2, 10), 3: (2, 13), 4: (3, 16), 5: (4, 20)}  # the number to be found
-SMALL = {1: (1, 9), 2: (1, 15), 3: (1, 25), 4: (1, 40), 5: (1, 60)}  # what is added or taken away
+UNKNOWN = {1: (2, 7), 2: (2, 9), 3: (2, 12), 4: (3, 15), 5: (4, 18)}  # the number to be found
+SMALL = {1: (1, 9), 2: (1, 15), 3: (1, 20), 4: (1, 30), 5: (1, 40)}  # what is added or taken away
 NAMES = ("Ann", "Bob", "Eva", "Tom", "Mia", "Sam")
 
 
@@ -35,7 +35,7 @@ class Family:
     equation: str  # families with the same equation and the same numbers ask for the same thing
     draw: Callable  # (rng, level) -> (n, the answer)
     wordings: tuple[str, ...]
-    solve: Callable  # n -> the steps of a solution that are written down; the last one is done in the head
+    solve: Callable  # (n, the answer) -> the steps of a solution; the last one before the answer is done in the head
     check: Callable  # (n, any answer) -> the sentences that put this answer back into the question
 
 
@@ -90,7 +90,7 @@ linear = Family(
     ("{a} increased by {b} times a number is {c}. What is the number?",
      "If you multiply a number by {b} and add {a}, you get {c}. What is the number?",
      "{name} thinks of a number. {b} times the number plus {a} is {c}. What is the number?"),
-    lambda n: [minus(n["c"], n["a"])], check_linear)
+    lambda n, x: [minus(n["c"], n["a"])], check_linear)
 
 
 def draw_both_sides(rng, level):
@@ -110,7 +110,7 @@ both_sides = Family(
     "b x - a = d x + e", draw_both_sides,
     ("{b} times a number minus {a} is the same as {d} times the number plus {e}. What is the number?",
      "{name} thinks of a number. {b} times it less {a} equals {d} times it plus {e}. What is the number?"),
-    lambda n: [add(n["a"], n["e"]), minus(n["b"], n["d"])], check_both_sides)
+    lambda n, x: [add(n["a"], n["e"]), minus(n["b"], n["d"])], check_both_sides)
 
 # Two kinds of things: x of them at p each and the rest of n at q each come to v.
 
@@ -131,7 +131,7 @@ def draw_stamps(rng, level):
     return {"n": x + y, "p": p, "q": q, "v": p * x + q * y}, x
 
 
-def solve_two_kinds(n):
+def solve_two_kinds(n, x):
     p, q, all_at_q = n["p"], n["q"], n["q"] * n["n"]
     return [times(q, n["n"]), minus(n["v"], all_at_q), minus(p, q)]
 
@@ -169,7 +169,7 @@ def draw_ages(rng, level):
     return {"d": d, "t": t, "s": 2 * x + d + 2 * t}, x
 
 
-def solve_ages(n):
+def solve_ages(n, x):
     now = n["s"] - 2 * n["t"]
     return [add(n["t"], n["t"]), minus(n["s"], 2 * n["t"]), minus(now, n["d"])]
 
@@ -207,7 +207,7 @@ sum_product = Family(
     "x (s - x) + b = p", draw_sum_product,
     ("Two numbers add up to {s} and their product plus {b} is {p}. What is the larger number?",
      "The sum of two numbers is {s}. If you add {b} to their product, you get {p}. What is the larger number?"),
-    lambda n: [minus(n["p"], n["b"])], check_sum_product)
+    lambda n, x: [minus(n["p"], n["b"])], check_sum_product)
 
 
 def draw_rectangle(rng, level):
@@ -225,7 +225,7 @@ rectangle = Family(
     ("A garden is {d} m longer than it is wide. With a yard of {b} square m it has an area of {a}. "
      "How wide is the garden?",
      "The length of a garden is {d} more than its width. Its area plus {b} is {a}. How wide is it?"),
-    lambda n: [minus(n["a"], n["b"])], check_rectangle)
+    lambda n, x: [minus(n["a"], n["b"])], check_rectangle)
 
 
 def draw_square(rng, level):
@@ -241,7 +241,7 @@ square = Family(
     "x x + b = c", draw_square,
     ("A number times itself plus {b} is {c}. What is the number?",
      "{name} adds {b} to the square of a number and gets {c}. What is the number?"),
-    lambda n: [minus(n["c"], n["b"])], check_square)
+    lambda n, x: [minus(n["c"], n["b"])], check_square)
 
 
 def draw_consecutive(rng, level):
@@ -257,7 +257,7 @@ consecutive = Family(
     "3 x + 3 + b = c", draw_consecutive,
     ("Three consecutive numbers and {b} add up to {c}. What is the smallest of the three?",
      "{name} adds three consecutive numbers and {b} and gets {c}. What is the smallest of the three?"),
-    lambda n: [minus(n["c"], n["b"])], check_consecutive)
+    lambda n, x: [minus(n["c"], n["b"])], check_consecutive)
 
 
 def draw_shopping(rng, level):
@@ -274,7 +274,7 @@ def check_shopping(n, x):
 shopping = Family(
     "a x + b (x + d) = c", draw_shopping,
     ("A book costs {d} more than a pen. {a} pens and {b} books cost {c}. How much is a pen?",),
-    lambda n: [times(n["b"], n["d"]), minus(n["c"], n["b"] * n["d"]), add(n["a"], n["b"])], check_shopping)
+    lambda n, x: [times(n["b"], n["d"]), minus(n["c"], n["b"] * n["d"]), add(n["a"], n["b"])], check_shopping)
 
 # ---- Countdown: the answer is an expression --------------------------------------------------------------------------
 
@@ -361,7 +361,7 @@ countdown = Family(
     "expression", draw_countdown,
     ("Make {target} from {listed}, each once, with +, - and *.",
      "Use {listed}, each once, with +, - and * to get {target}."),
-    lambda n: [], check_countdown)
+    lambda n, x: steps_of(x), check_countdown)
 
 # ---- puzzles ---------------------------------------------------------------------------------------------------------
 

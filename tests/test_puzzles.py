@@ -301,6 +301,7 @@ def test_conversations_do_not_teach_the_method():
             assert not ("The answer is" in said and "Put in" in said)
         if text.count("<|user|>") > 1:
             retries += 1
-            answers = [learn for i, (_, learn) in enumerate(pieces) if pieces[i - 1][0].endswith("The answer is")]
+            answers = [learn for i, (piece, learn) in enumerate(pieces)
+                       if pieces[i - 1][0] == "<|assistant|>" and "The answer is" in piece]
             assert not any(answers[:-1]) and answers[-1]
     assert retries > 200
