@@ -302,18 +302,20 @@ def test_vital_signs_by_hand(fp32):
     advantages = [1.0, 1, 1, 1, -1, -1, 0, 0]
     s = Small(0.0, settings(clip=0.3, epochs=2, minibatches=2), advantages)
     r = s.rollout
-    r.old[:2] -= 0.4 * r.mask[:2]  # the policy likes them more than the sampler did
-    r.old[4] += 0.7 * r.mask[4]
+    # the policy likes them more, or less, than the sampler did; 2 and 5 stay within 0.7 and 1.3
+    moves = {0: 0.4, 1: 0.4, 2: 0.24, 4: -0.7, 5: -0.3}
+    for i, move in moves.items():
+        r.old[i] -= move * r.mask[i]
     signs, n = s.update(), [r.length(i) for i in range(8)]
     learned = sum(n[:6])  # responses without an advantage are left out
     k3 = lambda x: math.exp(x) - 1 - x
     expected = {"ratio_max": math.exp(0.4), "ratio_min": math.exp(-0.7),
                 "clipped_high": sum(n[:2]) / learned, "clipped_low": n[4] / learned,
-                "approx_kl": (sum(n[:2]) * k3(0.4) + n[4] * k3(-0.7)) / learned}
+                "approx_kl": sum(n[i] * k3(move) for i, move in moves.items()) / learned}
     assert {key: signs[key] for key in expected} == about(expected, rel=1e-3)
     # the first of the four optimizer steps
     first = [i for i in random.Random(1).sample(range(8), 8)[:4] if i < 6]
-    moved = sum(n[i] * {0: 0.4, 1: 0.4, 4: 0.7}.get(i, 0) for i in first)
+    moved = sum(n[i] * abs(moves.get(i, 0)) for i in first)
     assert moved and signs["mismatch"] == about(moved / sum(n[i] for i in first), rel=1e-3)
 
 
