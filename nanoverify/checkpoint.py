@@ -49,8 +49,8 @@ def find_folder(name) -> Path:
             todo = f"; {name}.part is a run that has not ended: finish it with --resume"
         elif folder.name in MADE_BY:
             todo = f"; run {MADE_BY[folder.name]} first, it makes such a folder"
-        if HUB_ID.fullmatch(str(name)):
-            todo += f"; a model of the Hugging Face hub is called {HUB}{name}"
+        elif HUB_ID.fullmatch(str(name)):
+            todo = f"; a model of the Hugging Face hub is called {HUB}{name}"
         raise InputError(f"{name}: no such folder{todo}")
     if (folder / "adapter_config.json").exists():
         raise InputError(f"{name}: is a PEFT adapter, not a whole model; merge it first: {MERGE}")

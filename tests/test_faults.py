@@ -173,7 +173,9 @@ CHECKPOINTS = [
       for value in (["GPT2LMHeadModel"], 5, {"a": 1}, [[]], "Llama", [None])),
     *((change(C, architectures=value, model_type="gpt2"), "config.json: architecture")
       for value in (None, [], ...)),
-    (raw("adapter_config.json", b"{}"), "is a PEFT adapter"), (raw("chat_template.json", b"{"), ""),
+    (raw("adapter_config.json", b"{}"), "is a PEFT adapter"),
+    (each(change(TC, chat_template=None), raw("chat_template.json", b"{")),
+     "chat_template.json: not valid JSON"),
     *((change(C, **{name: value}), f"config.json: {name}") for name, value in (
         ("hidden_act", "gelu"), ("rms_norm_eps", "x"), ("rms_norm_eps", float("nan")), ("rms_norm_eps", -1), ("rms_norm_eps", None), ("tie_word_embeddings", "yes"),
         ("attention_bias", True), ("mlp_bias", True), ("quantization_config", {"bits": 4}), ("partial_rotary_factor", 0.5), ("pretraining_tp", 2))),
