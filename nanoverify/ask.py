@@ -1,6 +1,6 @@
 """Beside the path: ask a model one question and watch it solve, check and try again.
 
-    python -m nanoverify.ask --model out/rl "27 increased by 2 times a number is 39. What is the number? Choose from 4, 6, 8."
+    python -m nanoverify.ask --model out/rl "27 increased by 2 times a number is 39. What is the number?"
     python -m nanoverify.ask --model out/rl --gold 6 "27 increased by ..."     # the rule's verdict beside the model's own
     python -m nanoverify.ask --model out/rl                                    # asks for questions until an empty line
 

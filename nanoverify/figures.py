@@ -1,4 +1,4 @@
-"""Beside the path: the README's figures from the study's table.
+"""Beside the path: figures from the study's table.
 
     python -m nanoverify.figures results/study.csv        # -> accuracy.svg, verification.svg, attempts.svg
 

@@ -1,4 +1,4 @@
-"""Beside the path: the README's tables of results, from the table that the study writes.
+"""Beside the path: tables of results for docs/results.md, from the table that the study writes.
 
     python -m nanoverify.findings results/study.csv
 

@@ -23,7 +23,7 @@ TRANSCRIPTS = {"trajectories.jsonl": "composed for SFT", "responses.jsonl": "ans
 LABELS = ("wrong → right", "right → wrong", "false alarm", "missed error")
 MOST, MOST_CHARACTERS, MOST_POINTS = 300, 500_000, 500  # transcripts of a folder, their text, points of a curve
 
-# metrics.jsonl: what `metrics` in evaluate.py does not define (a test keeps these words and the README's the same)
+# metrics.jsonl: what `metrics` in evaluate.py does not define (a test keeps these words and docs/metrics.md's the same)
 GLOSSARY = {
     "reward": "mean outcome reward of the rollout, between -1 and +1",
     "groups_without_spread": "share of questions whose samples all got the same outcome: no outcome signal",

@@ -2,7 +2,7 @@
 
     python -m nanoverify.study                             # every arm -> out/study/..., results/study.csv
     python -m nanoverify.study --arms main --seeds 0 1 2   # the three scripts alone
-    python -m nanoverify.findings results/study.csv        # the README's tables
+    python -m nanoverify.findings results/study.csv        # its tables and verdicts
 
 Arms: `main` is the three scripts with their defaults, rows base, SFT and both; the others start from main's data or SFT model of the same seed.
     outcome, process    RL with one of the two rewards

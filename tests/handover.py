@@ -4,7 +4,7 @@
     python tests/handover.py --engines verl         # verl and OpenRLHF pin different versions of transformers: an environment each
 
 TRL is run: labels of SFTTrainer equal ours; 3 steps of GRPOTrainer with our rewards; transformers loads both results. verl and
-OpenRLHF need GPUs to run: here their own code reads the README's command and our questions, loads our reward file and pays prepared
+OpenRLHF need GPUs to run: here their own code reads the commands of docs/outgrow.md and our questions, loads our reward file and pays prepared
 responses with it; their SFT data sets are shown to refuse sft.jsonl, and to learn more tokens from messages than we do.
 """
 import argparse
@@ -81,8 +81,8 @@ def trl(folder: str, model: str):
 
 
 def command(module: str) -> list[str]:
-    """The arguments of the README's command: what is said there is what is tried here."""
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    """The arguments of the command in docs/outgrow.md: what is said there is what is tried here."""
+    lines = (ROOT / "docs" / "outgrow.md").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
     return shlex.split(next(line for line in lines if line.startswith(f"python3 -m {module} ")))[3:]
 
 
@@ -108,7 +108,7 @@ def without_our_mask(name: str, folder: str, model: str, masks_of):
     except KeyError as error:
         print(f"{name} does not take sft.jsonl: it looks for {error}")
     else:
-        raise AssertionError(f"{name} takes sft.jsonl after all: say so in the README")
+        raise AssertionError(f"{name} takes sft.jsonl after all: say so in docs/outgrow.md")
     rows = list(cases(folder, model))
     masks = masks_of(Dataset.from_list([{"messages": [*row["prompt"], {"role": "assistant", "content": text}]} for row, _, text, *_ in rows]))
     for (_, prompt, _, ids, _, _), mask in zip(rows, masks, strict=True):

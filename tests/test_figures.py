@@ -1,4 +1,4 @@
-"""The README's figures: every dot where its number says, and one line where the table is none."""
+"""The study's figures: every dot where its number says, and one line where the table is none."""
 import csv
 import re
 
