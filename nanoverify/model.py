@@ -85,7 +85,8 @@ class Config:
 
 def has_window(raw: dict, architecture: str, window) -> bool:
     """Is there a layer that sees less than the whole context?"""
-    whole = isinstance(window, int) and window >= raw.get("max_position_embeddings", math.inf)
+    context = raw.get("max_position_embeddings")
+    whole = isinstance(window, int) and isinstance(context, int) and window >= context
     if not window or whole:
         return False
     if not raw.get("use_sliding_window"):

@@ -14,6 +14,7 @@ teach. It is trained for a short time only, so its solutions and its checks are 
     python -m nanoverify.pretrain --out policy
 """
 import argparse
+import collections
 import json
 import random
 import time
@@ -101,7 +102,7 @@ def chat(rng, family: str, numbers: dict, question: str, wrongs: list[tuple[str,
     for text, answer in [*wrongs, (solve_text(family, numbers, numbers["x"]), numbers["x"])]:
         right = answer == numbers["x"]
         pieces += [("<|assistant|>", False), (text + "<|end|>", right)]
-        if rng.random() < 0.85:
+        if rng.random() < 0.6:
             pieces += [(f"<|user|>{rng.choice(ASK_CHECK)}<|assistant|>", False),
                        (check_text(family, numbers, answer) + "<|end|>", True)]
         if not right:
@@ -120,7 +121,7 @@ def near_misses(rng, family: str, numbers: dict, level: int, count: int) -> list
 def drill(rng) -> list[Piece]:
     """One exercise. Only its result is learned, for nobody can foresee what is asked."""
     kind = rng.choice(("add", "add", "minus", "minus", "times", "times", "compare", "divide"))
-    big, small = rng.choice((20, 50, 99, 99, 200)), rng.choice((10, 20, 40, 60))
+    big, small = rng.choice((20, 50, 99, 200, 360)), rng.choice((10, 20, 40, 40))
     a, b = rng.randint(1, big), rng.randint(1, small)
     if kind == "compare":
         b = abs(rng.choice((a, a, a + rng.randint(-12, 12), a + rng.choice((-100, -10, 10, 100)), rng.randint(1, big))))
@@ -137,13 +138,13 @@ def drill(rng) -> list[Piece]:
     return [(f" {statement} =", False), (f" {result}", True)]
 
 
-WEIGHTS = {"drills": 6, "solve": 20, "check": 24, "again": 5, "chat": 44, "phrase": 1}
+WEIGHTS = {"drills": 8, "solve": 26, "check": 14, "again": 4, "chat": 47, "phrase": 1}
 
 
 def train_puzzle(rng):
-    """(family, level, numbers, problem) of the training split. Countdown, the hardest, comes twice as often."""
+    """(family, level, numbers, problem) of the training split. Countdown, the hardest, comes three times as often."""
     while True:
-        family, level = rng.choice((*KNOWN, "countdown")), rng.choice(LEVELS)
+        family, level = rng.choice((*KNOWN, "countdown", "countdown")), rng.choice(LEVELS)
         split, numbers, problem = puzzle(rng, family, level)
         if split == "train":
             return family, level, numbers, problem
@@ -164,7 +165,7 @@ def example(rng, weights=WEIGHTS, own=()) -> list[Piece]:
             wrongs = []
         elif own and rng.random() < 0.85:
             family, numbers, problem, mistakes = rng.choice(own)
-            wrongs = rng.sample(mistakes, min(len(mistakes), rng.randint(1, 3)))
+            wrongs = mistakes[:rng.randint(1, 3)]
         else:
             wrongs = near_misses(rng, family, numbers, level, rng.randint(1, 3))
         return chat(rng, family, numbers, problem.question, wrongs)
@@ -179,7 +180,7 @@ def example(rng, weights=WEIGHTS, own=()) -> list[Piece]:
 
 
 def own_mistakes(model, tokenizer: OurTokenizer, rng, count: int) -> list:
-    """(family, numbers, problem, its wrong solutions) of training puzzles that the model gets wrong now.
+    """(family, numbers, problem, its wrong solutions, the most frequent first) of training puzzles it gets wrong now.
 
     A model that has only met other people's mistakes repeats its own when it is told of them: it believes in them.
     """
@@ -187,13 +188,14 @@ def own_mistakes(model, tokenizer: OurTokenizer, rng, count: int) -> list:
     rows = respond(model, tokenizer, [problem for *_, problem in drawn], 4, 64, 1.0, rng.randrange(2 ** 31))
     found = []
     for (family, _, numbers, problem), row in zip(drawn, rows):
-        mistakes = {}
+        mistakes = collections.defaultdict(list)
         for t in row:
             answer = readable(t.solves[-1].answer, family)
             if t.finished and len(t.actions) == 1 and answer is not None and not t.solves[-1].right:
-                mistakes.setdefault(answer, t.solves[-1].text)
+                mistakes[answer].append(t.solves[-1].text)
         if mistakes:
-            found.append((family, numbers, problem, [(text, answer) for answer, text in mistakes.items()]))
+            by_frequency = sorted(mistakes.items(), key=lambda item: -len(item[1]))
+            found.append((family, numbers, problem, [(texts[0], answer) for answer, texts in by_frequency]))
     return found
 
 
@@ -219,6 +221,7 @@ def train_tokenizer(rng, vocab_size: int) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     corpus = ["".join(text for text, _ in example(rng)) for _ in range(20000)]
     corpus += [f"{phrase}\n\n{name}" for phrase in PHRASES for name in NAMES] * 20
+    corpus += [f" {number}" for number in range(400)] * 40
     tokenizer.train_from_iterator((text.replace("<|", " <|") for text in corpus), trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=list(SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False))
@@ -291,7 +294,7 @@ def main(argv=None):
     parser.add_argument("--out", required=True, help="folder of the checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier output")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=3000,
+    parser.add_argument("--steps", type=int, default=4600,
                         help="optimizer steps; the first eighth are drills, the last 30%% have long rows")
     parser.add_argument("--tokens-per-step", type=int, default=3200)
     parser.add_argument("--lr", type=float, default=3e-3,
@@ -321,8 +324,8 @@ def main(argv=None):
     long = batches(tokenizer, rng, args.tokens_per_step // 640, 640, WEIGHTS, own)  # as long as responses become
     bar = tqdm(range(1, args.steps + 1), desc="pretrain", mininterval=10)
     for step in bar:
-        if step > 0.4 * args.steps and step % 100 == 0:
-            own[:] = own_mistakes(model, reader, rng, 400)
+        if step > 0.3 * args.steps and step % 100 == 0:
+            own[:] = own_mistakes(model, reader, rng, 800)
         rows, learned = next(drills if step <= args.steps / 8 else short if step <= args.steps * 0.7 else long)
         inputs, targets, mask = rows[:, :-1], rows[:, 1:], learned[:, 1:]
         for optimizer, peak in zip(optimizers, peaks):

@@ -35,7 +35,7 @@ class Family:
     equation: str  # families with the same equation and the same numbers ask for the same thing
     draw: Callable  # (rng, level) -> (n, the answer)
     wordings: tuple[str, ...]
-    solve: Callable  # (n, the answer) -> the steps of a solution; the last one before the answer is done in the head
+    solve: Callable  # (n, the answer) -> the steps of a solution; in most families the last one is done in the head
     check: Callable  # (n, any answer) -> the sentences that put this answer back into the question
 
 
@@ -90,7 +90,7 @@ linear = Family(
     ("{a} increased by {b} times a number is {c}. What is the number?",
      "If you multiply a number by {b} and add {a}, you get {c}. What is the number?",
      "{name} thinks of a number. {b} times the number plus {a} is {c}. What is the number?"),
-    lambda n, x: [minus(n["c"], n["a"])], check_linear)
+    lambda n, x: [minus(n["c"], n["a"]), f"{n['c'] - n['a']} / {n['b']} = {x}."], check_linear)
 
 
 def draw_both_sides(rng, level):
@@ -278,8 +278,8 @@ shopping = Family(
 
 # ---- Countdown: the answer is an expression --------------------------------------------------------------------------
 
-HOW_MANY = {1: 2, 2: 3, 3: 3, 4: 3, 5: 4}  # numbers to be used, by level
-UP_TO = {1: 12, 2: 6, 3: 9, 4: 12, 5: 9}
+HOW_MANY = {1: 2, 2: 2, 3: 3, 4: 3, 5: 3}  # numbers to be used, by level
+UP_TO = {1: 9, 2: 12, 3: 6, 4: 9, 5: 12}
 LARGEST = 120  # of all that is computed on the way
 
 

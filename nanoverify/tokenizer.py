@@ -95,7 +95,7 @@ def read_template(folder, config: dict) -> str | None:
     path, older = folder / "chat_template.jinja", folder / "chat_template.json"
     if path.exists():
         return path.read_text(encoding="utf-8")
-    template = config.get("chat_template")
+    template, named = config.get("chat_template"), {}
     if template is None and older.exists():
         template = read_json(older).get("chat_template")
         print(f"{older}: used, for tokenizer_config.json has no chat template", file=sys.stderr)
@@ -104,11 +104,12 @@ def read_template(folder, config: dict) -> str | None:
         if "default" not in named:
             raise ValueError(f"chat_template: none of the named templates {sorted(named)!r:.200} "
                              "is called 'default'; save the one to use as chat_template.jinja")
-        print(f"{folder}: of the named chat templates {sorted(named)!r:.200}, 'default' is used",
-              file=sys.stderr)
         template = named["default"]
     if not isinstance(template, (str, type(None))):
         raise ValueError(f"chat_template is no text: {template!r:.80}")
+    if named:
+        print(f"{folder}: of the named chat templates {sorted(named)!r:.200}, 'default' is used",
+              file=sys.stderr)
     return template
 
 

@@ -2,6 +2,7 @@
 import collections
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 
