@@ -5,7 +5,7 @@ Different from the paper's released code:
   * a ratio for each token (theirs: one for each action, length-normalised)
   * a baseline over this rollout, as the paper's text has it (theirs: a running mean over all)
   * phrases and the end token belong to actions and are trained
-  * a verification without a verdict counts as wrong
+  * a verification without a verdict counts as wrong, and so does a check of a check
 
 Numbers of actions are lists, one row for each response. Numbers of tokens are tensors (B, T):
 B responses, T tokens in the longest; `mask` (B, T) is 1 on response tokens.
@@ -27,12 +27,14 @@ def outcome_reward(trajectory: Trajectory) -> float:
 def action_rewards(trajectory: Trajectory) -> list[float]:
     """+1 or -1 for each action: a right solve; a verdict that agrees with the rule (none: -1).
 
-    The last action of a response cut by the token limit gets -1.
+    An action of the same kind as the one before it gets -1. Else a second check is an easy +1
+    where another solve is due. So does the last action of a response cut by the token limit.
     """
-    rewards = []
+    rewards, before = [], None
     for action in trajectory.actions:
         good = action.right if action.kind == "solve" else action.verdict is action.right
-        rewards.append(1.0 if good else -1.0)
+        rewards.append(1.0 if good and action.kind != before else -1.0)
+        before = action.kind
     if not trajectory.finished:
         rewards[-1] = -1.0
     return rewards

@@ -1,5 +1,6 @@
 """The arithmetic of stage 2 against numbers worked by hand and brute force."""
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -43,6 +44,17 @@ def test_rewards():
     cut = made("++", finished=False)
     assert ppo.action_rewards(cut) == [1, -1] and ppo.outcome_reward(cut) == -1
     assert ppo.action_rewards(made("-++", finished=False)) == [-1, 1, -1]
+
+
+def test_a_check_of_a_check_earns_nothing():
+    """Bug: check after check is rewarded, which pays better than another solve: follows_verdict
+    fell from 98 to 16% in ten steps."""
+    twice = made("-+-+")
+    twice.actions[2] = replace(twice.actions[2], kind="verify", verdict=False)
+    assert ppo.action_rewards(twice) == [-1, 1, -1, -1]
+    again = made("+++")
+    again.actions[1] = replace(again.actions[1], kind="solve")
+    assert ppo.action_rewards(again) == [1, -1, -1]
 
 
 @pytest.mark.parametrize("reward, at_end, expected", [
