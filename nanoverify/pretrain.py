@@ -6,6 +6,7 @@ From worked examples of the training split it learns what a base model can do be
     check        put a given answer back into the question; or, less often, solve it again and compare
     chat         find the answer it gave some lines above when asked to check it, and give another one when told to;
                  from the middle of the run on, the wrong answers in these conversations are its own
+    guess        another number than those that were wrong
     drills       the arithmetic below all that
 
 It never checks or retries unasked, and the phrases that open these actions never come in use: that is what the stages
@@ -118,6 +119,17 @@ def near_misses(rng, family: str, numbers: dict, level: int, count: int) -> list
     return [(solve_text(family, numbers, answer), answer) for answer in known]
 
 
+def guess(rng) -> list[Piece]:
+    """A guessing game. Its answers never come twice, which a conversation about a puzzle teaches only slowly."""
+    low = rng.randint(1, 10)
+    numbers = rng.sample(range(low, low + rng.randint(6, 14)), rng.randint(3, 6))
+    pieces = [("<|user|>Guess my number.", False)]
+    for number in numbers:
+        pieces += [("<|assistant|>", False), (f"The answer is {number}.<|end|>", True),
+                   (f"<|user|>{rng.choice(ASK_AGAIN)}", False)]
+    return pieces[:-1]
+
+
 def drill(rng) -> list[Piece]:
     """One exercise. Only its result is learned, for nobody can foresee what is asked."""
     kind = rng.choice(("add", "add", "minus", "minus", "times", "times", "compare", "divide"))
@@ -138,7 +150,7 @@ def drill(rng) -> list[Piece]:
     return [(f" {statement} =", False), (f" {result}", True)]
 
 
-WEIGHTS = {"drills": 8, "solve": 26, "check": 14, "again": 4, "chat": 47, "phrase": 1}
+WEIGHTS = {"drills": 8, "guess": 8, "solve": 24, "check": 15, "again": 4, "chat": 40, "phrase": 1}
 
 
 def train_puzzle(rng):
@@ -156,6 +168,8 @@ def example(rng, weights=WEIGHTS, own=()) -> list[Piece]:
     if kind == "drills":
         exercises = [piece for _ in range(rng.randint(4, 12)) for piece in drill(rng)]
         return [("<|user|>Calculate.<|assistant|>", False), *exercises, ("<|end|>", True)]
+    if kind == "guess":
+        return guess(rng)
     if kind == "phrase":
         phrase = rng.choice(PHRASES)
         return [(f"<|user|>Say: {phrase}<|assistant|>", False), (phrase + "<|end|>", True)]
@@ -294,8 +308,8 @@ def main(argv=None):
     parser.add_argument("--out", required=True, help="folder of the checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier output")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=4600,
-                        help="optimizer steps; the first eighth are drills, the last 30%% have long rows")
+    parser.add_argument("--steps", type=int, default=3600,
+                        help="optimizer steps; the first eighth are drills, the last fifth has long rows")
     parser.add_argument("--tokens-per-step", type=int, default=3200)
     parser.add_argument("--lr", type=float, default=3e-3,
                         help="peak of AdamW; Muon's is 7 times that; linear to 0 over the last 90%%")
@@ -319,14 +333,14 @@ def main(argv=None):
 
     log, start, seen, own = [], time.time(), 0, []
     reader = OurTokenizer(tokenizer, {"eos_token": "<|end|>", "pad_token": "<|pad|>"}, {}, {}, CHAT_TEMPLATE)
-    drills = batches(tokenizer, rng, args.tokens_per_step // 256, 256, {"drills": 1})
+    drills = batches(tokenizer, rng, args.tokens_per_step // 256, 256, {"drills": 3, "guess": 1})
     short = batches(tokenizer, rng, args.tokens_per_step // 320, 320, WEIGHTS, own)
     long = batches(tokenizer, rng, args.tokens_per_step // 640, 640, WEIGHTS, own)  # as long as responses become
     bar = tqdm(range(1, args.steps + 1), desc="pretrain", mininterval=10)
     for step in bar:
         if step > 0.3 * args.steps and step % 100 == 0:
             own[:] = own_mistakes(model, reader, rng, 800)
-        rows, learned = next(drills if step <= args.steps / 8 else short if step <= args.steps * 0.7 else long)
+        rows, learned = next(drills if step <= args.steps / 8 else short if step <= args.steps * 0.8 else long)
         inputs, targets, mask = rows[:, :-1], rows[:, 1:], learned[:, 1:]
         for optimizer, peak in zip(optimizers, peaks):
             optimizer.param_groups[0]["lr"] = peak * min(step / 200, (args.steps + 1 - step) / (0.9 * args.steps), 1)
