@@ -207,7 +207,7 @@ CHECKPOINTS = [
     *((raw(name, content), name) for name in (TC, G, "special_tokens_map.json") for content in (b"{", b"[1]", DEEP, b"\xff", "folder")),
     *((change(TC, eos_token=value), TC) for value in ({}, {"content": 5}, {"content": None})),
     *((change(TC, chat_template=value), TC) for value in (5, [1], [{}], {"a": 1}, [{"name": "default", "template": 7}], True)),
-    (raw(TC, b'{"eos_token": "<|end|>", "chat_template": "\\ud800"}'), "tokenizer.json cannot encode"),
+    (raw(TC, b'{"eos_token": "<|end|>", "chat_template": "\\ud800{{ messages[0].content }}"}'), "tokenizer.json cannot encode"),
     *((change(G, eos_token_id=value), G) for value in ("2", 2.5, True, [[2]], {"a": 2}, [2, None])), *((each(change(C, eos_token_id=value), change(TC, eos_token=None)), "end-of-sequence") for value in (-1, 10 ** 9, 10 ** 30, None, [])),
     *((change(G, pad_token_id=value), G) for value in ("x", [2.5], {"a": 1})),
     *((change(TC, chat_template=text), "template") for text in TEMPLATES), (raw("chat_template.jinja", b"\xff"), "template"), (raw("chat_template.jinja", "folder"), "template"),

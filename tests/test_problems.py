@@ -2,6 +2,8 @@
 import collections
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
