@@ -35,7 +35,7 @@ def flags(argv):
     add_model_flags(parser)
     add_question_flags(parser)
     group = parser.add_argument_group("stage 0")
-    group.add_argument("--count", type=positive, default=5400, help="questions (default: %(default)s)")
+    group.add_argument("--count", type=positive, default=4000, help="questions (default: %(default)s)")
     group.add_argument("--samples", type=int, default=8, metavar="K", help="answers per question; paper: 5 (default: %(default)s)")
     group.add_argument("--temperature", type=float, default=1.0, help="of answers; paper: 0.7 (default: %(default)s)")
     group.add_argument("--verify-temperature", type=float, default=0.5, help="of verifications; 0 is greedy (default: %(default)s)")
@@ -44,7 +44,7 @@ def flags(argv):
     group.add_argument("--styles", nargs="+", choices=tuple(VERIFY_PROMPTS), default=["confirmative"],
                        help="styles that go into the trajectories; all are measured (default: %(default)s)")
     group.add_argument("--attempts", type=int, default=4, metavar="N", help="of the longest trajectories, for the hardest questions (default: %(default)s)")
-    group.add_argument("--keep-easy", type=float, default=1.0, help="share kept of questions never answered wrong; paper's code: 0.24 (default: %(default)s)")
+    group.add_argument("--keep-easy", type=float, default=0.1, help="share kept of questions never answered wrong; paper's code: 0.24 (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.samples < 2:
         raise InputError(f"--samples {args.samples}: difficulty needs at least 2 answers per question")

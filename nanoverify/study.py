@@ -202,7 +202,7 @@ def beyond(model: str, at: Path) -> dict:
     greedy = lambda problems, longest: [row[0] for row in respond(policy, tokenizer, problems, 1, longest, 0.0)]
     found = {}
     for family in HELD_OUT:
-        values = metrics(greedy(make_puzzles("test", 100, TEST_DRAW, [family]), 384))
+        values = metrics(greedy(make_puzzles("test", 100, TEST_DRAW, [family]), 320))
         found |= {f"{short}_{family}": values[key] for short, key in SHORT.items()}
     long = greedy(make_puzzles("test", 1000, TEST_DRAW), LONG)
     found |= {f"final_within_{k}": share(t.solves[:k][-1].right for t in long) for k in ALLOWED}
