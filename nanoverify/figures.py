@@ -17,7 +17,7 @@ FIGURES = {  # file -> title, stages, {label on the axis: column}, lowest and hi
     "accuracy": ("First and last answer right", tuple(STAGES), {"first": "first_accuracy", "last": "final_accuracy",
                  **{f"level {level}, last": f"final_accuracy_level_{level}" for level in range(1, 6)}}, (0, 1), True),
     "verification": ("Verification", tuple(STAGES)[1:], {"accuracy": "verification_accuracy", "errors found": "error_recall", "right of accepted": "correct_precision",
-                     "TPR": "tpr", "TNR": "tnr", "well-formed": "well_formed"}, (0.8, 1), True),
+                     "TPR": "tpr", "TNR": "tnr", "well-formed": "well_formed"}, (0.4, 1), True),
     "attempts": ("Attempts by level of the question", tuple(STAGES)[1:], {f"level {level}": f"trials_level_{level}" for level in range(1, 6)}, (1, 4), False),
 }
 
