@@ -6,7 +6,7 @@ From worked examples of the training split it learns what a base model can do be
     check        put a given answer back into the question; or, less often, solve it again and compare
     chat         find the answer it gave some lines above when asked to check it, and give another one when told to;
                  from the middle of the run on, the wrong answers in these conversations are its own
-    guess        another number than those that were wrong
+    retry        another answer than those that were wrong; guess: the same in a game
     drills       the arithmetic below all that
 
 It never checks or retries unasked, and the phrases that open these actions never come in use: that is what the stages
@@ -103,12 +103,22 @@ def chat(rng, family: str, numbers: dict, question: str, wrongs: list[tuple[str,
     for text, answer in [*wrongs, (solve_text(family, numbers, numbers["x"]), numbers["x"])]:
         right = answer == numbers["x"]
         pieces += [("<|assistant|>", False), (text + "<|end|>", right)]
-        if rng.random() < 0.6:
+        if rng.random() < 0.7:
             pieces += [(f"<|user|>{rng.choice(ASK_CHECK)}<|assistant|>", False),
                        (check_text(family, numbers, answer) + "<|end|>", True)]
         if not right:
             pieces.append((f"<|user|>{rng.choice(ASK_AGAIN)}", False))
     return pieces
+
+
+def retry(rng, question: str, wrongs: list[tuple[str, object]], right: tuple[str, object]) -> list[Piece]:
+    """As `chat`, without checks. Learned are only the answers after the first, wrong ones too: each is another one."""
+    pieces = [(f"<|user|>{SOLVE_PROMPT.format(question=question)}", False)]
+    for i, (text, answer) in enumerate([*wrongs, right]):
+        steps = text.rpartition("The answer is")[0]
+        pieces += [(f"<|assistant|>{steps}The answer is", False), (f" {answer}", i > 0),
+                   (f".<|end|><|user|>{rng.choice(ASK_AGAIN)}", False)]
+    return pieces[:-1]
 
 
 def near_misses(rng, family: str, numbers: dict, level: int, count: int) -> list[tuple[str, object]]:
@@ -125,10 +135,11 @@ def guess(rng) -> list[Piece]:
     Not to repeat what was rejected is hard for a small model: in conversations about puzzles alone it never learned it.
     """
     low = rng.choice((2, 10))
+    steps = add(rng.randint(1, 40), rng.randint(1, 40)) + " " if rng.random() < 0.5 else ""
     pieces = [("<|user|>Guess my number.", False)]
     for number in rng.sample(range(low, low + 8), 8):
         again = rng.choice(("No.", *ASK_AGAIN))
-        pieces += [("<|assistant|>The answer is", False), (f" {number}", True), (f".<|end|><|user|>{again}", False)]
+        pieces += [(f"<|assistant|>{steps}The answer is", False), (f" {number}", True), (f".<|end|><|user|>{again}", False)]
     return pieces[:-1]
 
 
@@ -152,7 +163,7 @@ def drill(rng) -> list[Piece]:
     return [(f" {statement} =", False), (f" {result}", True)]
 
 
-WEIGHTS = {"drills": 7, "guess": 9, "solve": 24, "check": 15, "again": 4, "chat": 40, "phrase": 1}
+WEIGHTS = {"drills": 6, "guess": 8, "solve": 24, "check": 16, "again": 4, "retry": 16, "chat": 25, "phrase": 1}
 
 
 def train_puzzle(rng):
@@ -176,15 +187,16 @@ def example(rng, weights=WEIGHTS, own=()) -> list[Piece]:
         phrase = rng.choice(PHRASES)
         return [(f"<|user|>Say: {phrase}<|assistant|>", False), (phrase + "<|end|>", True)]
     family, level, numbers, problem = train_puzzle(rng)
-    if kind == "chat":
-        if rng.random() < 0.25:
-            wrongs = []
-        elif own and rng.random() < 0.85:
+    if kind in ("chat", "retry"):
+        if own and rng.random() < 0.85:
             family, numbers, problem, mistakes = rng.choice(own)
-            wrongs = mistakes[:rng.randint(1, 3)]
+            wrongs = mistakes[:rng.randint(1, 4)]
         else:
-            wrongs = near_misses(rng, family, numbers, level, rng.randint(1, 3))
-        return chat(rng, family, numbers, problem.question, wrongs)
+            wrongs = near_misses(rng, family, numbers, level, rng.randint(1, 4))
+        if kind == "retry":
+            right = solve_text(family, numbers, numbers["x"]), numbers["x"]
+            return retry(rng, problem.question, wrongs, right)
+        return chat(rng, family, numbers, problem.question, wrongs if rng.random() < 0.75 else [])
     if kind == "solve":
         prompt, response = SOLVE_PROMPT.format(question=problem.question), solve_text(family, numbers, numbers["x"])
     else:
@@ -310,7 +322,7 @@ def main(argv=None):
     parser.add_argument("--out", required=True, help="folder of the checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier output")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=3600,
+    parser.add_argument("--steps", type=int, default=3300,
                         help="optimizer steps; the first sixth are drills and guesses, the last fifth has long rows")
     parser.add_argument("--tokens-per-step", type=int, default=3200)
     parser.add_argument("--lr", type=float, default=3e-3,

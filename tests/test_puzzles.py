@@ -297,19 +297,35 @@ def test_guesses_never_come_twice():
         assert all(piece.strip().isdecimal() for piece in learned)
 
 
+def test_retries_are_other_answers():
+    """Bug: a rejected answer is learned as the next one, the first answer is learned, or words are."""
+    rng = random.Random(8)
+    for _ in range(500):
+        pieces = pretrain.example(rng, {"retry": 1})
+        text = "".join(piece for piece, _ in pieces)
+        assert "Put in" not in text and "Wait" not in text and "try again" not in text
+        said = [(pieces[i + 1][0], pieces[i + 1][1]) for i, (piece, _) in enumerate(pieces)
+                if piece.startswith("<|assistant|>")]
+        assert len(said) > 1 and len({answer for answer, _ in said}) == len(said)
+        assert [learn for _, learn in said] == [False] + [True] * (len(said) - 1)
+        assert sum(learn for _, learn in pieces) == len(said) - 1
+
+
 def test_conversations_do_not_teach_the_method():
     """Bug: the base sees an answer, its check and another answer in one turn, or the phrases of the stages in use; it learns
     a wrong answer. Then the stages have nothing to teach, or something to unteach."""
     rng, retries = random.Random(7), 0
+    without = {kind: weight for kind, weight in pretrain.WEIGHTS.items()
+               if kind not in ("guess", "retry")}
     for _ in range(3000):
-        pieces = pretrain.example(rng)
+        pieces = pretrain.example(rng, without)
         text = "".join(piece for piece, _ in pieces)
         if not text.startswith("<|user|>Say: "):
             assert "Wait" not in text and "try again" not in text
         for turn in text.split("<|assistant|>")[1:]:
             said = turn.split("<|end|>")[0]
             assert not ("The answer is" in said and "Put in" in said)
-        if text.count("<|user|>") > 1 and not text.startswith("<|user|>Guess"):
+        if text.count("<|user|>") > 1:
             retries += 1
             answers = [learn for i, (piece, learn) in enumerate(pieces)
                        if pieces[i - 1][0] == "<|assistant|>" and "The answer is" in piece]
