@@ -150,12 +150,12 @@ def quiet():
 def prompt_check(args):
     """A function (question, answer) -> why a prompt this stage makes of them is too long, or ''.
 
-    Stage 0, and stage 2 with a model as judge, also ask, in longer prompts, if an answer is right.
+    Stage 0 also asks, in longer prompts, if an answer is right.
     """
-    judge = getattr(args, "verifier_model", None) or getattr(args, "reward_from", None)
     asked = [(args.model, SOLVE_PROMPT)]
-    if judge or hasattr(args, "verifications"):
-        asked += [(judge or args.model, prompt) for prompt in VERIFY_PROMPTS.values()]
+    if hasattr(args, "verifications"):
+        judge = args.verifier_model or args.model
+        asked += [(judge, prompt) for prompt in VERIFY_PROMPTS.values()]
     with quiet():  # the stage loads them, too
         tokenizers = {name: Tokenizer.load(name) for name, _ in asked}
     contexts = {name: load_config(name).max_position_embeddings for name in tokenizers}

@@ -45,7 +45,7 @@ def stage_0(tmp_path, monkeypatch):
         out = tmp_path / f"out{len(asked)}"
         build_data.main(["--model", policy, "--questions", str(questions), "--test-questions", str(questions), "--device", "cpu",
                          "--samples", "6", "--temperature", "0.7", "--verify-temperature", "0.4", "--seed", "3",
-                         "--max-new-tokens", "50", "--out", str(out), *flags])
+                         "--max-new-tokens", "50", "--keep-easy", "1", "--out", str(out), *flags])
         def read(name):
             return [json.loads(line) for line in (out / name).read_text().splitlines()]
         return read("trajectories.jsonl"), read("samples.jsonl"), json.loads((out / "statistics.json").read_text()), asked

@@ -118,7 +118,7 @@ def test_evaluation_is_greedy():
 
 def test_evaluation_asks_what_no_stage_learns(tmp_path):
     """Bug: test questions depend on the seed, are training puzzles, or the 15% of --questions kept for testing are trained on."""
-    args = lambda seed, **more: argparse.Namespace(**{**dict(questions=None, test_questions=None, test_count=40, split="test", skip_bad_lines=False, seed=seed), **more})
+    args = lambda seed, **more: argparse.Namespace(**{**dict(model=stage.POLICY, max_new_tokens=320, questions=None, test_questions=None, test_count=40, split="test", skip_bad_lines=False, seed=seed), **more})
     asked = stage.test_problems(args(0))
     assert asked == stage.test_problems(args(1))
     questions = lambda problems: {problem.question for problem in problems}
