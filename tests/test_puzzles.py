@@ -288,27 +288,12 @@ def test_expressions():
 
 
 def test_guesses_never_come_twice():
-    """Bug: the game that is to teach avoiding a rejected answer shows how to repeat one, or learns
-    the words around it instead."""
+    """Bug: the game that is to teach avoiding a rejected answer shows how to repeat one."""
     for seed in range(300):
         pieces = pretrain.guess(random.Random(seed))
-        learned = [piece for piece, learn in pieces if learn]
-        assert 8 == len(learned) == len(set(learned)) and pieces[-1] == (learned[-1], True)
-        assert all(piece.strip().isdecimal() for piece in learned)
-
-
-def test_retries_are_other_answers():
-    """Bug: a rejected answer is learned as the next one, the first answer is learned, or words are."""
-    rng = random.Random(8)
-    for _ in range(500):
-        pieces = pretrain.example(rng, {"retry": 1})
-        text = "".join(piece for piece, _ in pieces)
-        assert "Put in" not in text and "Wait" not in text and "try again" not in text
-        said = [(pieces[i + 1][0], pieces[i + 1][1]) for i, (piece, _) in enumerate(pieces)
-                if piece.startswith("<|assistant|>")]
-        assert len(said) > 1 and len({answer for answer, _ in said}) == len(said)
-        assert [learn for _, learn in said] == [False] + [True] * (len(said) - 1)
-        assert sum(learn for _, learn in pieces) == len(said) - 1
+        said = [piece for piece, learn in pieces if learn]
+        assert 3 <= len(said) == len(set(said)) and pieces[-1][1]
+        assert all(piece.startswith("The answer is ") for piece in said)
 
 
 def test_conversations_do_not_teach_the_method():
@@ -316,7 +301,7 @@ def test_conversations_do_not_teach_the_method():
     a wrong answer. Then the stages have nothing to teach, or something to unteach."""
     rng, retries = random.Random(7), 0
     without = {kind: weight for kind, weight in pretrain.WEIGHTS.items()
-               if kind not in ("guess", "retry")}
+               if kind != "guess"}
     for _ in range(3000):
         pieces = pretrain.example(rng, without)
         text = "".join(piece for piece, _ in pieces)
