@@ -54,7 +54,7 @@ def flags(argv):
     add_question_flags(parser)
     group = parser.add_argument_group("rollout")
     add = group.add_argument
-    add("--steps", type=positive, default=40,
+    add("--steps", type=positive, default=24,
         help="rollouts; the learning rate falls to 0 over them, so a run that goes on with other "
              "--steps takes the rates of the new number (default: %(default)s)")
     add("--prompts", type=positive, default=32, metavar="P",
