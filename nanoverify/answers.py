@@ -85,16 +85,17 @@ FILLER = r"(?:[\s*:]|\b(?:indeed|therefore|thus|simply|just|clearly|exactly|equa
 PHRASE = re.compile(rf"""
     (?: (?<!you\ )(?<!they\ )(?<!who\ )(?<!to\ )\banswers?\b (?: \s[^.\n:=]{{1,80}}? )??                  # the answer to the question
         (?: \s(?:is|are|was|be|equals|becomes)\b | \s?[:=] | (?<=answer)\s?[-–—]\s )
-      | \bans\b\.?\s?(?:[:=]|-\s|is\b)                            # Ans: 5
+      | \bans(?:\.\s | \b\.?\s?(?:[:=]|-\s|is\b))                 # Ans: 5
       | \b(?:correct|right|best|my)\s(?:option|choice)(?:\sis\b|:)  # the correct option is (B)
       | ^[\ \t]*A:
       | (?P<heading> ^[\#*\s]*(?:the\s)?(?:final\s)?answer[\s*]*$ )  # ## Final answer
     ) {FILLER}
     (?! \s | (?:\w+\ )?(?:not\ |in)?(?:correct|right|wrong|valid|verified)\b )
 """, re.I | re.M | re.X)
-TURNED = re.compile(  # 80 is the answer
-    r"(?<![^\s*$(])([^\s,;$]{1,60})\$? (?:is|are) (?:indeed |then |therefore )?(?:the|our|my) "
+TURNED = re.compile(  # 80 is the answer, option (B) is correct
+    r"(?:\b(?:option|choice) |^)(\(?[A-J]\)?) is (?:the )?(?:correct|right)\b|(?<![^\s*$(])([^\s,;$]{1,60})\$? (?:is|are) (?:indeed |then |therefore )?(?:the|our|my) "
     r"(?:final |correct |right )*(?:answer|option|choice)\b", re.I)
+KEYWORD = re.compile(r"nswer|\bans\b|option|choice|correct|right|\bA:", re.I)
 CHECKING = re.compile(  # let me check my answer: 2 * 5 = 10
     r"\b(?:check|verif|confirm|test|substitut|plug|prov|try|express|multipl|convert|divid)\w*\b[^.!?\n]{0,40}$", re.I)
 CHECK_LINE = re.compile(
@@ -103,13 +104,16 @@ CHECK_LINE = re.compile(
 SENTENCE_END = re.compile(
     r"(?<!\bsq)(?<!\bcu)(?<!\bapprox)[.?](?=\s|$)|!(?= ?(?:[^\s=*/+-]|$))(?=\s|$)|\n|</")
 REASON = re.compile(  # what follows explains; the answer is over
-    r",? \(?(?:because|since|as|so|of which|which|where|whereas|when|while|but|for|after|thus"
+    r",? (?:(?:\d+ |some |half )?of (?:which|whom|them|these)|including|such as)\b"
+    r"|, (?:the|an?) (?=[a-z]{2})|,? \(?(?:because|since|as|so|which|where|whereas|when|while|but|for|after|thus"
     r"|hence|therefore|giving|meaning|making|instead of|rather than|in total|in all|altogether"
     r"|that is|i\.e\.)(?![\w.])|,? (?:and )?not\b", re.I)
 PAUSE = re.compile(r"; | -- | [–—] | - ")  # perhaps an explanation
 BRACKETED = re.compile(r" [(\[]([^()\[\]]{3,200})[)\]][*. ]*$")
 EXPLAINS = re.compile(r"=|[A-Za-z]{2,}[^A-Za-z]+[A-Za-z]{2,}")
-NOT_BUT = re.compile(r"(?:is )?not [^\n]{1,60}? but (?:rather )?", re.I)
+NOT_BUT = re.compile(  # not 36 but 42; not 10, it's 12
+    r"not [^\n]{1,60}?(?: but (?:rather )?|[,;] (?:it's|it is|rather|instead) )", re.I)
+IS_NOT = re.compile(r"\b(is|are|was)n['’]t\b", re.I)
 OPENER = re.compile(r"\\\[|\\\(|\$\$|(?<!\\)\$")
 CLOSER = {"\\[": "\\]", "\\(": "\\)", "$$": "$$", "$": "$"}
 COMMAND = re.compile(r"\\(?:text\w*|mbox|mathrm|operatorname|begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+")
@@ -117,7 +121,6 @@ VERB = re.compile(
     r"\b(?:is|are|was|be|equals|we|there|they|has|have|had|will|gets?|got|gives?|finds?|obtains?"
     r"|costs?|earns?|saves?|pays?|paid|makes?|buys|spends?|needs?|takes?)\b", re.I)
 AMOUNT = r"(?:\d{1,3}(?:[ ,]\d{3})+(?![\d,])|\d[\d,]*\d|\d)(?:\.\d+)?|\.\d+"
-CURRENCY = re.compile(rf"\$ ?-?(?:{AMOUNT})")
 PLAIN = rf"(?:(?<![\w)])[-+])?(?:\\?\$|€|£)?(?:{AMOUNT})(?:/\d+)?%?"
 NUMBER = re.compile(rf"(?<![A-Za-z0-9_.,{{^\\]){PLAIN}(?![_^{{}}\\])")
 RESULT = re.compile(rf"= ?(-?(?:\\?\$|€|£)? ?-?(?:{AMOUNT})%?)(?! ?[-+*/] ?\d)")
@@ -125,7 +128,7 @@ SOLVED = re.compile(rf"({PLAIN}) ?= ?[A-Za-z][.]?$")  # 20 = x
 PARTING = re.compile(r"[,;]|\band\b|\bor\b")
 STOP = re.compile(r"[.!?] +(?=[A-Z])")
 PROSE = re.compile(r"[A-Za-z]{2}|:|^\$?[\d.].*=|^[^A-Za-z(\[]*$")
-BECAUSE = re.compile(r",? because\b", re.I)
+BECAUSE = re.compile(r",? because\b|,? (?:\d+ |some |half )?of (?:which|whom)\b", re.I)
 MATH = re.compile(r"[\d\\$]")
 
 
@@ -137,7 +140,7 @@ def extract(response: str, join_boxes=False) -> str:
     `join_boxes`: \\boxed{1} and \\boxed{2} side by side are one list.
     """
     text = SPACES.sub(" ", (response or "")[-MAX_RESPONSE:])
-    text = LINES.sub("\n", text).strip()
+    text = IS_NOT.sub(r"\1 not", LINES.sub("\n", text).strip())
     if "<" in text:
         text = next((part for part in TURN.split(text) if part.strip()), "").strip()
         text = text.rpartition("</think>")[2].strip() or text
@@ -204,11 +207,14 @@ def tagged(text):
 
 def after_phrase(text):
     """What follows the last "the answer is", up to the end of its sentence; '' if never said."""
+    if not KEYWORD.search(text):
+        return ""
     for phrase in reversed(list(PHRASE.finditer(text))):
         tail = text[phrase.end():]
         if not tail or CHECKING.search(text, max(0, phrase.start() - 60), phrase.start()):
             continue
         if phrase["heading"]:
+            tail = tail[next((m.start() for m in re.finditer(r"[^\s=-]", tail)), 0):]
             first = tail.partition("\n")[0].strip("* ")
             return first.rstrip(".") if bare(first) else final(tail)
         span = next(iter(formulas(tail[:MAX_ANSWER])), None)
@@ -216,7 +222,8 @@ def after_phrase(text):
         end = SENTENCE_END.search(tail, start)
         return final(tail[:end.start()] if end else tail, stated=True)
     turned = list(TURNED.finditer(text))
-    return turned[-1][1].strip("*") if turned and turned[-1][1].lower() not in PRONOUNS else ""
+    found = (turned[-1][1] or turned[-1][2]).strip("*") if turned else ""
+    return "" if found.lower() in PRONOUNS else found
 
 
 def formulas(text):
@@ -260,21 +267,25 @@ def final(text, stated=False):
     `stated`: it follows "the answer is", so that words may be an answer, too.
     """
     text = text.replace('\\"', '"').strip(' \n*`"')
+    if len(text) > MAX_ANSWER:
+        return last_value(text)
     claim = NOT_BUT.sub("", text, count=1) if NOT_BUT.match(text) else text
     head = before_reason(claim)
     first = REASON.search(claim)
     if not stated and ("\n" in claim or first and first[0].strip(" ,").lower() in ("so", "thus")):
         head = claim
-    for candidate in (head, claim, *after_verbs(head if stated else claim, stated)):
+    for candidate in (head, claim, *(after_verbs(head, stated) if stated else ())):
         known = stated and candidate is head or candidate == text
         if candidate and bare(candidate) and (known or MATH.search(candidate)):
             return candidate
-    return last_value(head if stated and MATH.search(head) else claim)
+    if len(claim) < 80 and not re.search(r"[.\n=]|\bso\b", claim) and not VERB.search(claim) \
+            and meaning_of([claim]):
+        return claim  # 3 feet below sea level
+    return last_value(head if stated and MATH.search(head) else claim, stated)
 
 
-def after_verbs(text, stated):
+def after_verbs(line, stated=False):
     """What follows the last verbs: "so x is $5$" -> "$5$". In prose only if it has no words."""
-    line = text if stated else text.rpartition("\n")[2]
     tails = [line[verb.end():].strip(" *.:") for verb in reversed(list(VERB.finditer(line))[-4:])]
     if stated:
         return [tail for tail in (*tails, *map(before_reason, tails)) if ":" not in tail]
@@ -287,6 +298,8 @@ def before_reason(text):
     head = text[:cut.start()] if cut and cut.start() else text
     if head.count("{") != head.count("}"):
         return text
+    if head.count("(") > head.count(")") and cut and " (" in head:
+        head = head[:head.rindex(" (")]
     for pause in itertools.islice(PAUSE.finditer(head), 8):
         if pause.start() and (pause[0] not in ("; ", " - ") or not bare(head[pause.end():])):
             head = head[:pause.start()]
@@ -297,15 +310,18 @@ def before_reason(text):
     return head.strip(" *,;")
 
 
-def last_value(text):
+def last_value(text, stated=False):
     """The last formula or number of a prose text; in "10*30 = 300 m in 30 min" the result."""
     check = CHECK_LINE.search(text)
     if check and NUMBER.search(text[:check.start()]):
         text = text[:check.start()]
+    text = text[-MAX_ANSWER:]
     lines = [line for line in text.split("\n") if MATH.search(line)]
     if not lines:
         return text
     line = lines[-1].strip()
+    if not stated and (tail := next(filter(bare, after_verbs(line)), "")):
+        return tail
     cut = BECAUSE.search(line)
     if cut and NUMBER.search(line[:cut.start()]):
         line = line[:cut.start()]
@@ -314,7 +330,7 @@ def last_value(text):
         return spans[-1][2].strip()
     if not numbers:
         return line if len(lines) > 1 or line == text else text
-    sentence = last_sentence(line, numbers[-1].start())
+    sentence = last_sentence(line, numbers[-1].start(), spans[-1][1] if spans else 0)
     if " round" in sentence:
         return numbers[-1][0]
     if solved := SOLVED.search(sentence):
@@ -327,9 +343,10 @@ def last_value(text):
     return said_again[-1] if said_again else numbers[-1][0]
 
 
-def last_sentence(line, place):
-    """The sentence of a line in which a place is."""
+def last_sentence(line, place, earliest=0):
+    """The sentence of a line in which a place is; what begins at `earliest` if that is later."""
     start = max((stop.end() for stop in STOP.finditer(line, 0, place)), default=0)
+    start = max(start, earliest)
     end = STOP.search(line, place)
     return line[start:end.start() if end else len(line)]
 
@@ -338,7 +355,8 @@ def bare(text):
     """No prose: one line, no verb, few words, and none in front of a formula in dollars."""
     text_only = COMMAND.sub(" ", text)
     words = [word for word in re.findall(r"[A-Za-z]{2,}", text_only)
-             if word.lower() not in SPELLED and word.lower() not in KNOWN_WORDS]
+             if word.lower() not in SPELLED and word.lower() not in KNOWN_WORDS
+             and word not in UNIT_TABLE]
     parts = 1 + len(PARTING.findall(text_only))
     if "\n" in text or VERB.search(text_only) or len(words) > MAX_WORDS * parts:
         return False
@@ -385,10 +403,12 @@ SIZES = (r"(?:displaystyle|textstyle|scriptstyle|limits|tiny|small|normalsize|la
          r"|circledcirc|nobreak|strut)(?![a-zA-Z])")
 REWRITTEN = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"\s+", " "),
+    (r"\\fcolorbox ?\{[^{}]*\} ?\{[^{}]*\}", ""),
     (r"\\(?:text)?color ?(?:box)? ?(?:\[[a-zA-Z]*\] ?)?\{[^{}]*\}|\\color ?[a-z]+(?= )", ""),
     (r"(?<=\d)(?: ?\{ ?, ?\} ?|,?\\! ?|\\, ?)(?=\d{3}(?!\d))", ""),  # 1{,}234
     (r"(?<=\d)!=(?!=)", "! = "),  # 5!=120
     (r"(?<=[\w)}\]])\*\*(?=[\w(\\{-])|(?<=[\w)}\]]) \*\* (?=[\w(\\{-])", "^"),  # 2**3
+    (r"\\left ?\\\{ ?\\begin ?\{array\}", r"\\begin{cases}"),
     (r"\\(?:left|right|middle) ?\.|\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])|\\" + SIZES
      + r"|\\?\$|(?<!\\)\\[()\[\]!]|\*\*|`", ""),
     (r"(?<!\\)\\(?:[,;:> ]|q?quad\b|h?space\{[^{}]*\})|~", " "),
@@ -396,7 +416,8 @@ REWRITTEN = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"\^ ?\{? ?\\(?:circ|degree) ?\}?|\\textdegree(?![a-z])", r"\\degree "),
     (r"\\degree ?(?:\\(?:text|mathrm) ?\{ ?)?([CF])\b(?: ?\})?", r"\\unit{deg\1}"),  # 25 °C
     (r"\\begin ?\{vmatrix\}", r"\\det\\beginmatrix "),
-    (r"\\begin ?\{cases\}", r"\\begincases\\beginmatrix "),
+    (r"(?<=\d) ?\\Omega(?=$|[ ,;])", r" \\unit{ohm}"),
+    (r"\\begin ?\{cases\}(?: ?\{[lcr| ]*\})?", r"\\begincases\\beginmatrix "),
     (r"& ?(?==|<|>|\\[lg]e|\\approx)", ""),
     (r"\\(begin|end) ?\{(?:[pbBv]?(?:small)?matrix|array|cases|aligned|align\*?|gathered|split)\}"
      r"(?: ?\{[lcr| ]*\})?", r"\\\1matrix "),
@@ -412,6 +433,7 @@ TURNED_ENDS = re.compile(rf"([\[\]])({ENDS}[,;]{ENDS})([\[\]])")  # ]0, 1[
 PAIR = r"(?:(?<=[(\[])|(?<=[(\[]-)|(?<=\\\{)|(?<=\\\{-))[\d,]+(?:[)\]]|\\\})"  # (1,234) is a point
 GROUPED = re.compile(rf"(?<![\d.,])(?!{PAIR})\d{{1,3}}(?:,\d{{3}})+(?![\d,])")
 SPACED = re.compile(r"(?<![\d.,_^/}] )(?<![\d.,_^/])\b\d{1,3}(?: \d{3})+(?![\d,/^]| \d)")  # 1 234
+DOLLARS = re.compile(r"\\?\$ ?(\d[\d,]*(?:\.\d+)?)")
 TEXT = re.compile(r"\\(?:text\w*|mbox|mathrm|emph)\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 
 
@@ -422,6 +444,9 @@ def clean(text, grouped=True):
 
     `grouped`: 1,234 is one number.
     """
+    if len(text) > MAX_ANSWER:
+        raise Unreadable(f"longer than {MAX_ANSWER} characters")
+    raw = text.strip(" .")
     if not text.isascii():
         text = RAISED_RUN.sub(lambda m: "^{" + "".join(map(RAISED.get, m[0])) + "}", text)
         text = LOWERED_RUN.sub(lambda m: "_{" + "".join(map(LOWERED.get, m[0])) + "}", text)
@@ -432,8 +457,10 @@ def clean(text, grouped=True):
     for pattern, replacement in REWRITTEN:
         text = pattern.sub(replacement, text)
     text = text.strip().rstrip(" .,;:")
-    if "[" in text:
+    if "[" in text or "]" in text:
         text = outward(text)
+    if money := DOLLARS.fullmatch(raw):
+        text = f"{money[1]} \\unit{{dollar}}"
     text = SPACED.sub(lambda m: m[0].replace(" ", ""), text)
     return GROUPED.sub(lambda m: m[0].replace(",", ""), text) if grouped else text
 
@@ -459,7 +486,7 @@ LARGE = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, 
 PARTS = {"half": 2, "halves": 2, "third": 3, "thirds": 3, "quarter": 4, "quarters": 4, "fifth": 5,
          "fifths": 5, "sixth": 6, "sixths": 6, "eighth": 8, "eighths": 8, "tenth": 10, "tenths": 10}
 COUNTING = SMALL.keys() | TENS.keys() | LARGE.keys()
-BASES = {"binary": 2, "octal": 8, "decimal": 10, "hexadecimal": 16} | {
+BASES = {"binary": 2, "octal": 8, "hexadecimal": 16} | {
     word: value for word, value in SMALL.items() if value > 1} | {"sixteen": 16}
 NUM = r"\d+(?:,\d{3})*(?:\.\d+)?"
 NUMBER_WORDS = re.compile(  # twenty-three, five hundred and six, three quarters
@@ -480,12 +507,14 @@ SENTENCES = [(re.compile(pattern, re.I), replacement) for pattern, replacement i
      lambda m: ":".join(part for part in m.groups() if part)),
     (r"(.*?[^ ,]),? (?:for (?:all|any|every|each|some)|where|with) (?:real |integers? |positive )*"
      r"(?:numbers? |values? of )?(?:[a-z]\b|\\[a-z]+).*", r"\1"),
-    (r"(.*?)(-?[0-9A-Fa-f]*\d[0-9A-Fa-f]*),? (?:in |\()?base[ -]?"
-     r"(\d+|[a-z]+)\)?", lambda m: f"{m[1]}{m[2]}_{{{BASES.get(m[3].lower(), m[3])}}}"),
+    (r"((?:.{0,60}[ =])?-?)([0-9A-Fa-f]{1,60}),? (?:(?:in |\()?base[ -]?(\d+|[a-z]+)\)?"
+     r"|(?:in |\()(binary|octal|hexadecimal)\)?)",
+     lambda m: f"{m[1]}{m[2]}_{{{BASES.get((m[3] or m[4]).lower(), m[3])}}}"),
+    (r"an? (?=\\?\$? ?-?\d)(.*)|an? (?=[a-z]{3,} )(.*\d.*)", lambda m: m[1] or m[2]),
     (r"(?:the )?(?:(?:correct|right|best) )?(?:answer|option|choice) (?:is )?(?![=:])(.+)", r"\1"),
 )]
 IN_TEXT = [(re.compile(pattern, re.I), replacement) for pattern, replacement in (
-    (rf"({NUM}) ?(hundred|thousand|million|billion|trillion)\b",
+    (rf"(?<![\d.,])({NUM}) ?(hundred|thousand|million|billion|trillion)\b",
      lambda m: str(Fraction(m[1].replace(",", "")) * LARGE[m[2].lower()])),
     (rf"\b({NUM}|one|two|three|four|five|six|ten|a)? ?dozen\b",
      lambda m: str(12 * Fraction(str(SMALL.get((m[1] or "a").lower(), m[1]))
@@ -558,7 +587,7 @@ MEASURES = {
     "power": "1 W watt|1000 kW kilowatt", "hertz": "1 Hz hertz|1000 kHz|1000000 MHz",
     "pressure": "1 Pa pascal|1000 kPa|1 atm", "charge": "1 C coulomb", "mole": "1 mol mole",
     "resistance": "1 ohm Ω", "celsius": "1 degC celsius", "fahrenheit": "1 degF fahrenheit",
-    "speed": "1 mph|1 kph kmph", "angle": "1 rad radian", "area": "1 acre|1 hectare ha",
+    "angle": "1 rad radian", "area": "1 acre|1 hectare ha",
     "data": "1 bit|8 byte|8000 kB|8000000 MB|8000000000 GB", "unit": "1 unit"}
 DIFFERENT_MONEY = {"euro": "euro", "eur": "euro"}
 
@@ -569,7 +598,7 @@ def unit_table():
     for measure, entries in MEASURES.items():
         for entry in entries.split("|"):
             scale, *words = entry.split()
-            if measure in ("speed", "area", "energy"):  # no conversions
+            if measure in ("area", "energy"):  # no conversions
                 measure_of = words[0]
             else:
                 measure_of = DIFFERENT_MONEY.get(words[0], measure)
@@ -588,11 +617,14 @@ UNIT_PART = re.compile(
     r" ?(?:\^ ?\{? ?(?P<power>-?\d) ?\}?)?|(?P<number>1)(?= ?/)|(?P<other>\S)")
 
 
+SPEEDS = re.compile(r"\b(m|k|km)ph\b")
+
+
 @lru_cache(1024)
 def unit(text):
     """(scale, ((measure, power), ...)) of "km/h", "square feet", "m s^{-2}"; None if it is none."""
     scale, powers, sign, prefix, last = Fraction(1), {}, 1, 1, ""
-    for part in UNIT_PART.finditer(text):
+    for part in UNIT_PART.finditer(SPEEDS.sub(lambda m: f"{'mi' if m[1] == 'm' else 'km'}/h", text)):
         if part["sign"]:
             if not last and part["sign"] != "/":
                 return None
@@ -630,7 +662,7 @@ UNIT_TEXT = re.compile(
 COMMAND_END = re.compile(r"\\[a-z]+$")
 UNIT_FRACTION = re.compile(r"\\frac ?\{ ?\\unit\{([^{}]*)\} ?\} ?\{ ?\\unit\{([^{}]*)\} ?\}")
 RATE = re.compile(r"([A-Za-z]{3,}) ?/ ?([A-Za-z]{1,12})")  # people/km
-COMPOUND = re.compile(rf"({NUM}) ?\\unit\{{([^{{}}]+)\}}(?: |,|and\b|\\text ?\{{ ?and ?\}})*"
+COMPOUND = re.compile(rf"(?<![\d.,])({NUM}) ?\\unit\{{([^{{}}]+)\}}(?: |,|and\b|\\text ?\{{ ?and ?\}})*"
                       rf"({NUM}) ?\\unit\{{([^{{}}]+)\}}")
 
 
@@ -746,6 +778,7 @@ ARTICLE = re.compile(r"\b(?:the|a|an)\b|[^\w]+")
 TOKEN = re.compile(r"""
     \d*\.\d*(?:\\(?:overline|bar|dot)\s*(?:\{\d+\}|\d)|\(\d+\))             # repeating decimal
   | \d[\dA-F]*_(?:\d|\{\ ?\d+\ ?\})                                         # in some base
+  | [A-F]{1,9}\d[\dA-F]*_\{\ ?1[1-6]\ ?\}
   | (?:\d+(?:\.(?!\.)\d*)?|\.\d+)(?:[eE][-+]?\d+(?![\w.]))?
   | \\unit\{(?P<unit>[^{}]*)\}
   | \\(?:text\w*|mbox|mathrm|operatorname\*?|mathit|mathsf|emph)\s*\{(?P<text>(?:[^{}]|\{[^{}]*\})*)\}
@@ -803,7 +836,7 @@ NAME = re.compile(
     rf"{LETTER}(?::{LETTER})*|\({LETTER}(?:,{LETTER})*\)|\|{LETTER}\|"
     r"|(?:[A-Zfgh]|\\Pr)'*(?:\^\{?-1\}?)?(?:\([^=]{1,60}\)|\[[^=]{1,60}\])"
     r"|P\((?:[^=]|(?<=[<>])=){1,60}\)|\([fgh](?:\*[fgh])+\)\([^=]{1,60}\)"
-    r"|(?:\\frac\{d[a-z]?\}\{d[a-z]\}|d[a-z]/d[a-z])(?:[a-z]|\([a-z]\))?"
+    r"|(?:\\frac\{d(?:\^\d)?[a-z]?\}\{d[a-z](?:\^\d)?\}|d[a-z]/d[a-z])(?:[a-z]|\([a-z]\))?"
     rf"|\\(?:sin|cos|tan|cot|sec|csc)\(?{LETTER}\)?")
 
 
@@ -854,8 +887,8 @@ def read(text: str, marks=True, letters=True) -> Node:
 
     `marks`: keep % and degree signs. `letters`: "5 m" are metres.
     """
-    if len(text) > MAX_ANSWER or not text:
-        raise Unreadable("empty" if not text else f"longer than {MAX_ANSWER} characters")
+    if not text:
+        raise Unreadable("empty")
     text = spoken(text)
     plain = SPACES.sub(" ", TEXT.sub(r"\1", text)).strip()
     if clock := CLOCK.fullmatch(plain):
@@ -906,7 +939,22 @@ def times(a, b, sign="*"):
 
 
 def dot(these, those):
-    return reduce(lambda a, b: Node("+", (a, b)), map(times, these, those))
+    """The sum of the products; as a number where all are numbers."""
+    if all(x.op == "number" for x in (*these, *those)):
+        return number(sum(x.args[0] * y.args[0] for x, y in zip(these, those)))
+    result = reduce(lambda a, b: Node("+", (a, b)), map(times, these, those))
+    if size(result) > MAX_TOKENS:
+        raise Unreadable("too large a product of matrices")
+    return result
+
+
+def size(node):
+    """How many nodes a tree has, at least: counting stops beyond MAX_TOKENS."""
+    count, waiting = 0, [node]
+    while waiting and count <= MAX_TOKENS:
+        count += 1
+        waiting += children(waiting.pop())
+    return count
 
 
 def plus(a, b, sign="+"):
@@ -957,7 +1005,7 @@ class Parser:
             items, alternatives = kept or items, []
         if len(items) > 1 and all(map(is_inequality, items)):
             return either(items) if "or" in joints else both_hold(items)
-        if alternatives and all(item.op == "relation" for item in items):
+        if alternatives and all(map(is_relation, items)):
             items = grouped_by_names(items, [0, *alternatives, len(items)])
         return Node("list", tuple(items)) if len(items) > 1 else items[0]
 
@@ -979,7 +1027,12 @@ class Parser:
         if set(signs) <= {">", ">="}:
             signs = [sign.replace(">", "<") for sign in signs[::-1]]
             names, sides = names[::-1], sides[::-1]
-        return Node("relation", (tuple(signs), tuple(names), *sides)) if signs else side
+        if not signs:
+            return side
+        words = [word for side in sides if side.op == "said" for word in side.args[1]]
+        sides = [side.args[0] if side.op == "said" else side for side in sides]
+        node = Node("relation", (tuple(signs), tuple(names), *sides))
+        return Node("said", (node, tuple(words))) if words else node
 
     def side(self):
         """(one side of a relation; what it is called if it is a name: f(x), AB, boys)"""
@@ -1085,7 +1138,7 @@ class Parser:
         self.at += 1
         if token in CONSTANTS:
             return CONSTANTS[token]
-        if token[:1].isdigit() or token[:1] == ".":
+        if token[:1].isdigit() or token[:1] == "." or "_" in token[1:]:
             return literal(token)
         if token == "-":
             return times(number(-1), self.atom())
@@ -1228,7 +1281,9 @@ class Parser:
         if len(rows[0].args) > 1:
             return Node("cases" if cases else "matrix", tuple(rows))
         column = tuple(row.args[0] for row in rows)
-        return Node("list" if all(x.op == "relation" for x in column) else "tuple", column)
+        if len(column) == 1:
+            return column[0]
+        return Node("list" if all(map(is_relation, column)) else "tuple", column)
 
 
 def choose(a, b):
@@ -1249,6 +1304,10 @@ def to_power(node, exponent):
 def is_integer_condition(node):
     """k in Z"""
     return node.op == "relation" and node.args[-1] == INTEGERS
+
+
+def is_relation(node):
+    return node.op == "relation" or node.op == "said" and is_relation(node.args[0])
 
 
 def is_inequality(node):
@@ -1456,6 +1515,7 @@ def series(node, point):
     low, high = (whole(evaluate(bound, point)) for bound in (low, high))
     if high - low > MAX_TERMS:
         raise Unreadable(f"more than {MAX_TERMS} terms")
+    spend(2 * max(0, high - low))
     terms = (evaluate(body, point | {"name " + name.args[0]: Fraction(k)})
              for k in range(low, high + 1))
     return reduce(add if node.op == "\\sum" else multiply, terms,
@@ -1580,7 +1640,7 @@ def regions(a, b):
 
 def limit(node):
     """An end of an interval as a Decimal; None if it is no real number."""
-    value = constant(node)
+    value = None if node.op in ("said", "modulo") else constant(node)
     if value is None or type(value) is complex:
         return None
     return decimal(value).normalize(Context(prec=40))
@@ -1605,13 +1665,33 @@ def definition(node):
 def name_of(node):
     """The one name that is defined: "x" of x = 5, {"boy"} of "12 boys" and "boys: 12"; else None"""
     if node.op == "said":
-        return nouns_of(word for word in node.args[1] if word[:1] != '"') or name_of(node.args[0])
+        return name_of(node.args[0]) or nouns_of(node.args[1]) or None
     if node.op != "relation" or node.args[0] != ("=",):
         return None
     names = [name for name in node.args[1] if name]
     if len(names) != 1:
         return None
     return nouns_of(names) if " " in names[0] or is_noun(names[0]) else names[0]
+
+
+ARGUMENT = re.compile(r"([A-Za-z]'*)\(([a-z])\)")
+
+
+def one_argument(a, b):
+    """f(x) = x + 1 and f(t) = t + 1 in one variable."""
+    matches = [ARGUMENT.fullmatch(name_of(node) or "") if node.op == "relation" and
+               isinstance(name_of(node), str) else None for node in (a, b)]
+    if all(matches) and matches[0][1] == matches[1][1] and matches[0][2] != matches[1][2]:
+        b = renamed(b, matches[1][2], matches[0][2])
+    return a, b
+
+
+def renamed(node, old, new):
+    """A tree with another letter for one of its variables."""
+    if node == Node("name", (old,)):
+        return Node("name", (new,))
+    return Node(node.op, tuple(renamed(part, old, new) if isinstance(part, Node) else part
+                               for part in node.args))
 
 
 def is_noun(name):
@@ -1637,6 +1717,7 @@ def same_name(a, b):
 
 def equal_relations(a, b):
     """By what they define, by the numbers they allow, or as equations."""
+    a, b = one_argument(a, b)
     x, y = definition(a), definition(b)
     if x is not None and y is not None and same_name(a, b) and equal(x, y):
         return True
@@ -1767,7 +1848,8 @@ def equal_said(a, b):
         if measure != measured_too and not any("unit" in part for part in measure + measured_too):
             return False
         if scale != other and measure == measured_too:
-            return equal(times(number(scale), x), times(number(other), y))
+            x, y = definition(x), definition(y)
+            return None not in (x, y) and equal(times(number(scale), x), times(number(other), y))
     return equal(x, y)
 
 
@@ -1979,6 +2061,7 @@ def grade(gold: str, response: str):
 
 MARKUP = re.compile(r"\\text\w*\{|\\boxed\{|[*_`$]")
 SUBJECT = r"(?:answer|solution|result|calculation|conclusion|problem|response)"
+FAULT = r"(?:contains?|has|have|makes?|made)\s+(?:an?|some|several|the)\s+(?:\w+\s+)?(?:error|mistake)s?"
 GOOD = r"correct(?:ly)?|right|accurate|valid|verified|confirmed|true|sound"
 BAD = r"incorrect(?:ly)?|wrong|inaccurate|invalid|false|mistaken|erroneous|flawed|fails?"
 VERDICT = re.compile(rf"""
@@ -1993,7 +2076,7 @@ VERDICT = re.compile(rf"""
                   | ,\s+(?=which|indeed|therefore|in\s+fact) ){{0,80}}? )
     \b(?: (?P<good>{GOOD} | checks?\s+out | holds?(?:\s+up)?(?=\W*(?:[.!\n]|$))
                  | indeed(?=\s+[-\d\\(]) )
-      | (?:{BAD}) )\b
+      | (?:{BAD}|{FAULT}) )\b
   | (?P<it> (?:\b(?:but|so|hence|thus|therefore|yet|and)\b|;),?\s+(?:it|this|that)\s?(?:is|'s)\s+)
     (?P<it_not> not\s+|n't\s+ )? \b(?:(?P<it_good>correct|right|valid)|incorrect|wrong|invalid)\b
     (?=\s*(?:[.!,;\n]|$))
@@ -2001,13 +2084,14 @@ VERDICT = re.compile(rf"""
     (?:(?P<good_one>correct|right|valid)|incorrect|wrong|invalid)\s+(?:final\s+)?{SUBJECT}\b
 """, re.I | re.X)
 NEGATION = re.compile(r"\b(?:not|never|no\s+longer|cannot|neither|hardly|fails?\s+to|far\s+from"
-                      r"|almost|nearly|close\s+to|anything\s+but|nowhere\s+near)\b|n't\b", re.I)
+                      r"|almost|nearly|partly|partially|only\s+half|close\s+to|by\s+no\s+means|in\s+no\s+way|anything\s+but|nowhere\s+near)\b|n't\b", re.I)
 DISBELIEF = re.compile(
     r"(?:\b(?:do|does|did|can|could|would)(?:n't|\s+not)|\bcannot)\s+(?:\w+\s+)?"
     r"(?:think|believe|agree|say|see|find|accept)\b[^.!?\n,;]{0,20}$|\bdoubt\b[^.!?\n,;]{0,20}$", re.I)
 CONDITION = re.compile(r"\b(?:if|whether|is|suppose|assum\w+|unless|was|check|verify|see|does)\s+"
                        r"(?:that\s+|if\s+)?"
                        r"(?:(?:the|my|this|your|our|given|final|proposed)\s+)*$", re.I)
+UNREAL = re.compile(r"\b(?:would|could|might|may|should)\s+(?:\w+\s+)?be\b", re.I)
 ASIDE = re.compile(r"\b(?:which|what|that)\s+$", re.I)
 QUESTION = re.compile(r"[^.!?\n]{0,200}\?")
 
@@ -2035,6 +2119,8 @@ def judged(text, m, mentioned):
         return bool(m["it_good"]) != bool(m["it_not"]) if about else None
     before = max(0, m.start() - 60)
     if CONDITION.search(text, before, m.start()) or QUESTION.match(text, m.end()):
+        return None
+    if UNREAL.search(m["middle"] or m["before"] or ""):
         return None
     if m["before"] and ASIDE.search(text, before, m.start()):
         return None
