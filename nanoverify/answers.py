@@ -93,7 +93,7 @@ PHRASE = re.compile(rf"""
     (?! \s | (?:\w+\ )?(?:not\ |in)?(?:correct|right|wrong|valid|verified)\b )
 """, re.I | re.M | re.X)
 TURNED = re.compile(  # 80 is the answer, option (B) is correct
-    r"(?:\b(?:option|choice) |^)(\(?[A-J]\)?) is (?:the )?(?:correct|right)\b|(?<![^\s*$(])([^\s,;$]{1,60})\$? (?:is|are) (?:indeed |then |therefore )?(?:the|our|my) "
+    r"(?:\b(?:option|choice) |^)(\(?[A-J]\)?) is (?:the )?(?:correct|right)\b|(?<!\S)([^\s,;]{1,60}) (?:is|are) (?:indeed |then |therefore )?(?:the|our|my) "
     r"(?:final |correct |right )*(?:answer|option|choice)\b", re.I)
 KEYWORD = re.compile(r"nswer|\bans\b|option|choice|correct|right|\bA:", re.I)
 CHECKING = re.compile(  # let me check my answer: 2 * 5 = 10
@@ -102,13 +102,13 @@ CHECK_LINE = re.compile(
     r"^[#* ]*(?:check(?:ing)?\b|verif|proof\b|(?:to|let(?:'s| us| me)|we(?: can| may)?|now,?)"
     r" (?:double-?)?(?:check|verify|confirm)\b)", re.I | re.M)
 SENTENCE_END = re.compile(
-    r"(?<!\bsq)(?<!\bcu)(?<!\bapprox)[.?](?=\s|$)|!(?= ?(?:[^\s=*/+-]|$))(?=\s|$)|\n|</")
+    r"(?<!\bsq)(?<!\bcu)(?<!\bapprox)[.?](?=\s|$)|(?<![\\)])!(?= ?(?:[^\s=*/+-]|$))(?=\s|$)|\n|</")
 REASON = re.compile(  # what follows explains; the answer is over
     r",? (?:(?:\d+ |some |half )?of (?:which|whom|them|these)|including|such as)\b"
     r"|, (?:the|an?) (?=[a-z]{2})|,? \(?(?:because|since|as|so|which|where|whereas|when|while|but|for|after|thus"
     r"|hence|therefore|giving|meaning|making|instead of|rather than|in total|in all|altogether"
     r"|that is|i\.e\.)(?![\w.])|,? (?:and )?not\b", re.I)
-PAUSE = re.compile(r"; | -- | [–—] | - ")  # perhaps an explanation
+PAUSE = re.compile(r"; | -- | [–—] | - (?=[A-Za-z]{3})")  # perhaps an explanation
 BRACKETED = re.compile(r" [(\[]([^()\[\]]{3,200})[)\]][*. ]*$")
 EXPLAINS = re.compile(r"=|[A-Za-z]{2,}[^A-Za-z]+[A-Za-z]{2,}")
 NOT_BUT = re.compile(  # not 36 but 42; not 10, it's 12
@@ -214,15 +214,20 @@ def after_phrase(text):
         if not tail or CHECKING.search(text, max(0, phrase.start() - 60), phrase.start()):
             continue
         if phrase["heading"]:
-            tail = tail[next((m.start() for m in re.finditer(r"[^\s=-]", tail)), 0):]
-            first = tail.partition("\n")[0].strip("* ")
+            lines = [line for line in tail.split("\n") if line.strip("-= *")]  # no ruler
+            first = lines[0].strip("* ") if lines else ""
             return first.rstrip(".") if bare(first) else final(tail)
         span = next(iter(formulas(tail[:MAX_ANSWER])), None)
         start = span[1] if span and span[0] == 0 else 0
         end = SENTENCE_END.search(tail, start)
         return final(tail[:end.start()] if end else tail, stated=True)
     turned = list(TURNED.finditer(text))
-    found = (turned[-1][1] or turned[-1][2]).strip("*") if turned else ""
+    if not turned:
+        return ""
+    spans = formulas(text[:turned[-1].end(2)]) if turned[-1][2] else []
+    if spans and spans[-1][1] >= turned[-1].end(2) - 1:
+        return spans[-1][2].strip()
+    found = (turned[-1][1] or turned[-1][2]).strip("*$")
     return "" if found.lower() in PRONOUNS else found
 
 
@@ -301,7 +306,7 @@ def before_reason(text):
     if head.count("(") > head.count(")") and cut and " (" in head:
         head = head[:head.rindex(" (")]
     for pause in itertools.islice(PAUSE.finditer(head), 8):
-        if pause.start() and (pause[0] not in ("; ", " - ") or not bare(head[pause.end():])):
+        if pause.start() and (pause[0] != "; " or not bare(head[pause.end():])):
             head = head[:pause.start()]
             break
     aside = BRACKETED.search(head)
@@ -401,32 +406,38 @@ VULGAR = re.compile(r"[¼-¾⅐-⅞]")
 SIZES = (r"(?:displaystyle|textstyle|scriptstyle|limits|tiny|small|normalsize|large|Large|LARGE|huge"
          r"|Huge|boldsymbol|mathbf|bf|rm|it|bm|pmb|phantom\{\}|hline|boxed|fbox|angle|triangle"
          r"|circledcirc|nobreak|strut)(?![a-zA-Z])")
-REWRITTEN = [(re.compile(pattern), replacement) for pattern, replacement in (
-    (r"\s+", " "),
-    (r"\\fcolorbox ?\{[^{}]*\} ?\{[^{}]*\}", ""),
-    (r"\\(?:text)?color ?(?:box)? ?(?:\[[a-zA-Z]*\] ?)?\{[^{}]*\}|\\color ?[a-z]+(?= )", ""),
-    (r"(?<=\d)(?: ?\{ ?, ?\} ?|,?\\! ?|\\, ?)(?=\d{3}(?!\d))", ""),  # 1{,}234
-    (r"(?<=\d)!=(?!=)", "! = "),  # 5!=120
-    (r"(?<=[\w)}\]])\*\*(?=[\w(\\{-])|(?<=[\w)}\]]) \*\* (?=[\w(\\{-])", "^"),  # 2**3
-    (r"\\left ?\\\{ ?\\begin ?\{array\}", r"\\begin{cases}"),
-    (r"\\(?:left|right|middle) ?\.|\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])|\\" + SIZES
-     + r"|\\?\$|(?<!\\)\\[()\[\]!]|\*\*|`", ""),
-    (r"(?<!\\)\\(?:[,;:> ]|q?quad\b|h?space\{[^{}]*\})|~", " "),
-    (r"\^ ?\{? ?((?:\\prime ?|')+) ?\}?", lambda m: "'" * len(re.findall(r"'|\\prime", m[1]))),
-    (r"\^ ?\{? ?\\(?:circ|degree) ?\}?|\\textdegree(?![a-z])", r"\\degree "),
-    (r"\\degree ?(?:\\(?:text|mathrm) ?\{ ?)?([CF])\b(?: ?\})?", r"\\unit{deg\1}"),  # 25 °C
-    (r"\\begin ?\{vmatrix\}", r"\\det\\beginmatrix "),
-    (r"(?<=\d) ?\\Omega(?=$|[ ,;])", r" \\unit{ohm}"),
-    (r"\\begin ?\{cases\}(?: ?\{[lcr| ]*\})?", r"\\begincases\\beginmatrix "),
-    (r"& ?(?==|<|>|\\[lg]e|\\approx)", ""),
-    (r"\\(begin|end) ?\{(?:[pbBv]?(?:small)?matrix|array|cases|aligned|align\*?|gathered|split)\}"
+REWRITTEN = [(needle, re.compile(pattern), replacement) for needle, pattern, replacement in (
+    # (what a text must contain to be worth a look, pattern, replacement)
+    ("", r"\s+", " "),
+    ("color", r"\\fcolorbox ?\{[^{}]*\} ?\{[^{}]*\}", ""),
+    ("color", r"\\(?:text)?color ?(?:box)? ?(?:\[[a-zA-Z]*\] ?)?\{[^{}]*\}|\\color ?[a-z]+(?= )", ""),
+    (",", r"(?<=\d)(?: ?\{ ?, ?\} ?|,\\! ?|\\, ?)(?=\d{3}(?!\d))", ""),  # 1{,}234
+    ("\\!", r"(?<=\d),?\\! ?(?=\d{3}(?!\d))", ""),  # 1,\!234
+    ("!=", r"(?<=\d)!=(?!=)", "! = "),  # 5!=120
+    ("**", r"(?<=[\w)}\]])\*\*(?=[\w(\\{-])|(?<=[\w)}\]]) \*\* (?=[\w(\\{-])", "^"),  # 2**3
+    ("\\left", r"\\left ?\\\{ ?\\begin ?\{array\}", r"\\begin{cases}"),
+    ("", r"\\(?:left|right|middle) ?\.|\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])|\\"
+     + SIZES + r"|\\?\$|(?<!\\)\\[()\[\]!]|\*\*|`", ""),
+    ("", r"(?<!\\)\\(?:[,;:> ]|q?quad\b|h?space\{[^{}]*\})|~", " "),
+    ("^", r"\^ ?\{? ?((?:\\prime ?|')+) ?\}?",
+     lambda m: "'" * len(re.findall(r"'|\\prime", m[1]))),
+    ("^", r"\^ ?\{? ?\\(?:circ|degree) ?\}?", r"\\degree "),
+    ("\\textdegree", r"\\textdegree(?![a-z])", r"\\degree "),
+    ("egree", r"(?<![a-z\\])(?i:degrees?) ?((?i:c)(?i:elsius)|C\b|(?i:f)(?i:ahrenheit)|F\b)",
+     lambda m: rf"\unit{{deg{m[1][0].upper()}}}"),
+    ("egree", r"\\degree ?(?:\\(?:text|mathrm) ?\{ ?)?([CF])\b(?: ?\})?", r"\\unit{deg\1}"),  # 5 °C
+    ("\\Omega", r"(?<=\d) ?\\Omega(?=$|[ ,;])", r" \\unit{ohm}"),
+    ("\\begin", r"\\begin ?\{cases\}(?: ?\{[lcr| ]*\})?", r"\\begincases\\beginmatrix "),
+    ("\\begin", r"\\begin ?\{vmatrix\}", r"\\det\\beginmatrix "),
+    ("&", r"& ?(?==|<|>|\\[lg]e|\\approx)", ""),
+    ("{", r"\\(begin|end) ?\{(?:[pbBv]?(?:small)?matrix|array|cases|aligned|align\*?|gathered|split)\}"
      r"(?: ?\{[lcr| ]*\})?", r"\\\1matrix "),
-    (r"\\mathbb ?\{? ?R ?\}?", r"\\reals "),
-    (r"\\mathbb ?\{? ?[ZNQC] ?\}?", r"\\integers "),
-    (r"\\math(?:bb|cal|sf|it) ?\{ ?([A-Z]) ?\}", r"\1"),
-    (r"\( ?\\?mod(?![a-z]) ?([^()]{1,40})\)", r"\\pmod{\1}"),
-    (r"\( ?([0-9A-F]{1,40}) ?\) ?_ ?(?=\d|\{)", r"\1_"),  # (23)_7
-    (r"(?<![\w.^}])(\d+)(?: (\d+/\d+)(?![\d^])| ?(\\[dtc]?frac ?(?:\d ?\d|\{\d+\} ?\{\d+\})))",
+    ("\\mathbb", r"\\mathbb ?\{? ?R ?\}?", r"\\reals "),
+    ("\\mathbb", r"\\mathbb ?\{? ?[ZNQC] ?\}?", r"\\integers "),
+    ("\\math", r"\\math(?:bb|cal|sf|it) ?\{ ?([A-Z]) ?\}", r"\1"),
+    ("mod", r"\( ?\\?mod(?![a-z]) ?([^()]{1,40})\)", r"\\pmod{\1}"),
+    (")_", r"\( ?([0-9A-F]{1,40}) ?\)_ ?(?=\d|\{)", r"\1_"),  # (23)_7
+    ("", r"(?<![\w.^}])(\d+)(?: (\d+/\d+)(?![\d^])| ?(\\[dtc]?frac ?(?:\d ?\d|\{\d+\} ?\{\d+\})))",
      r"(\1+\2\3)"))]  # 1 1/2
 ENDS = r"-?[^\[\](){},;<>=]{0,60}(?:\{[^\[\](){},;]{0,30}\}){0,2}[^\[\](){},;<>=]{0,20}"
 TURNED_ENDS = re.compile(rf"([\[\]])({ENDS}[,;]{ENDS})([\[\]])")  # ]0, 1[
@@ -454,8 +465,9 @@ def clean(text, grouped=True):
         text = unicodedata.normalize("NFKC", text.translate(CHARACTERS)).translate(CHARACTERS)
     if "\\\\" in text and "\\begin" not in text:
         text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)  # escaped once too often
-    for pattern, replacement in REWRITTEN:
-        text = pattern.sub(replacement, text)
+    for needle, pattern, replacement in REWRITTEN:
+        if needle in text:
+            text = pattern.sub(replacement, text)
     text = text.strip().rstrip(" .,;:")
     if "[" in text or "]" in text:
         text = outward(text)
@@ -477,6 +489,7 @@ def outward(text):
 # Words are either rewritten as formulas (all real numbers except 3), or units, or words that change
 # the meaning, or else they only name what is counted.
 
+WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2}|\d[a-z]{2}")
 SMALL = {word: value for value, word in enumerate(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
     "sixteen seventeen eighteen nineteen".split())}
@@ -553,8 +566,8 @@ def spoken(text):
 
     spoken("all real numbers except 3")   # '\\\\reals \\\\setminus \\\\{3\\\\}'
     """
-    plain = SPACES.sub(" ", TEXT.sub(r" \1 ", text)).strip()
-    if not re.search("[A-Za-z]{2}", plain):
+    plain = SPACES.sub(" ", TEXT.sub(r" \1 ", text) if "\\" in text else text).strip()
+    if not WORD.search(plain):
         return text
     for pattern, replacement in SENTENCES:
         if m := pattern.fullmatch(plain):
@@ -701,10 +714,11 @@ def with_units(text, letters=True):
             return rf" \unit{{{re.sub('[{}]', '', head)}}} {rest}"
         return m[0]
 
-    text = SPACES.sub(" ", UNIT_TEXT.sub(in_text, text))
-    text = UNIT_FRACTION.sub(r"\\unit{\1/\2}", text)
+    if "\\" in text:
+        text = SPACES.sub(" ", UNIT_TEXT.sub(in_text, text))
+        text = UNIT_FRACTION.sub(r"\\unit{\1/\2}", text)
     text = AFTER_NUMBER.sub(after_number, text)
-    for _ in range(2):
+    for _ in range(2 if text.count("\\unit") > 1 else 0):
         text = COMPOUND.sub(compound, text, count=1)
     return text
 
@@ -970,8 +984,8 @@ class Parser:
         self.bars = False  # inside |...|, where the next bar closes
         self.words = []  # said within the side that is being read
 
-    def peek(self, ahead=0):
-        return self.tokens[min(self.at + ahead, len(self.tokens) - 1)]
+    def peek(self):
+        return self.tokens[self.at]
 
     def take(self, *wanted):
         """The next token, if it is one of the wanted; '' if not."""
@@ -1123,10 +1137,10 @@ class Parser:
         if self.peek() in FUNCTIONS or is_word(self.peek()):
             self.at += 1
             return Node("name", (self.tokens[self.at - 1].strip('"“\\').lower(),))
-        if self.peek() == "{" and (is_word(self.peek(1)) or self.peek(1) in FUNCTIONS) \
-                and self.peek(2) == "}":
+        opener, word, closer = (*self.tokens[self.at:self.at + 3], "", "")[:3]
+        if opener == "{" and (is_word(word) or word in FUNCTIONS) and closer == "}":
             self.at += 3
-            return Node("name", (self.tokens[self.at - 2].strip('"“\\').lower(),))
+            return Node("name", (word.strip('"“\\').lower(),))
         return self.atom()
 
     def atom(self, digits=None):
@@ -1584,9 +1598,10 @@ def region(node):
     if op == "interval" or op == "tuple" and len(args) == 2:
         low, high = map(limit, args[:2])
         left, right = args[2] if op == "interval" else "()"
-        if low is None or high is None:
-            return None
-        return ((low, int(left == "(")), (high, int(right == "]"))) if low < high else ()
+        if low is None or high is None or low > high:
+            return None  # [2, -1] is a vector
+        cuts = (low, int(left == "(")), (high, int(right == "]"))
+        return cuts if cuts[0] < cuts[1] else ()
     if op == "relation":
         sets, op = list(map(solutions, args[0], args[2:], args[3:])), "\\cap"
     elif op in ("set", "list", *COMBINED):
@@ -1797,6 +1812,7 @@ def common_zero(tree, factor):
 
 LOOSE = re.compile(r"(?<![0-9]) +| +(?![0-9])")
 CHOICE = re.compile(r"(option|choice)?(\()?([a-j])(?:[.:)]+(.*))?", re.S | re.I)
+LETTER_UNIT = re.compile(r"[\d)}] [A-Za-z](?![A-Za-z])")
 MARK = re.compile(r"%|degree|percent|pct|per cent")
 
 
@@ -2039,14 +2055,20 @@ def compare_answers(a, b):
             return True, "the same value"
         if bool(MARK.search(x)) != bool(MARK.search(y)):  # 28% is 28 and 0.28; 60 degrees pi/3
             trees = [read(text, marks=False) for text in (x, y)]
-            return equal(*trees), "compared without percent and degree signs"
-        if any(read(text) != read(text, letters=False) for text in (x, y)):  # 5 m may be 5 * m
+            why = "compared without percent and degree signs"
+            return not any(map(has_unit, trees)) and equal(*trees), why
+        if LETTER_UNIT.search(x) or LETTER_UNIT.search(y):  # 5 m may be 5 * m
             if equal(*(read(text, letters=False) for text in (x, y))):
                 return True, "the same value"
         lists = [clean(text, grouped=False) for text in (a, b) if "," in text]
         if len(lists) == 2 and lists != [x, y]:  # 100,200 may be one number or two
             return equal(*map(read, lists)), "compared as values"
         return False, "compared as values"
+
+
+def has_unit(node):
+    """Whether it is said in metres or the like: then it is no 5%, no 5 degrees."""
+    return node.op == "said" and any(word[:1] == '"' for word in node.args[1])
 
 
 def grade(gold: str, response: str):
