@@ -124,7 +124,7 @@ AMOUNT = r"(?:\d{1,3}(?:[ ,]\d{3})+(?![\d,])|\d[\d,]*\d|\d)(?:\.\d+)?|\.\d+"
 PLAIN = rf"(?:(?<![\w)])[-+])?(?:\\?\$|€|£)?(?:{AMOUNT})(?:/\d+)?%?"
 NUMBER = re.compile(rf"(?<![A-Za-z0-9_.,{{^\\]){PLAIN}(?![_^{{}}\\])")
 RESULT = re.compile(rf"= ?(-?(?:\\?\$|€|£)? ?-?(?:{AMOUNT})%?)(?! ?[-+*/] ?\d)")
-SOLVED = re.compile(rf"({PLAIN}) ?= ?[A-Za-z][.]?$")  # 20 = x
+SOLVED = re.compile(rf"(?<![\d.,])({PLAIN}) ?= ?[A-Za-z][.]?$")  # 20 = x
 PARTING = re.compile(r"[,;]|\band\b|\bor\b")
 STOP = re.compile(r"[.!?] +(?=[A-Z])")
 PROSE = re.compile(r"[A-Za-z]{2}|:|^\$?[\d.].*=|^[^A-Za-z(\[]*$")
@@ -263,7 +263,8 @@ def is_currency(content, rest):
     if not re.match(r" ?-?\.?\d", content):
         return False
     words = re.search(r"[A-Za-z]{3}", COMMAND.sub("", content))
-    return content[-1].isspace() or rest[1:2].isdigit() or bool(words)
+    even = content[0].isspace() and content.rstrip()[-1] not in "+-*/=x"  # $ 2x $
+    return content[-1].isspace() and not even or rest[1:2].isdigit() or bool(words)
 
 
 def final(text, stated=False):
