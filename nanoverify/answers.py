@@ -52,6 +52,7 @@ MAX_STEPS = 6_000  # operations in one comparison
 MAX_FACTORIAL = 2_500
 MAX_TERMS = 1_000  # of a sum or product
 MAX_MATRIX = 6  # rows of a product of matrices
+MAX_MENTIONS = 100  # of "answer": the last ones are tried
 MAX_WORDS = 2  # beside each part of an answer; more are prose
 PRONOUNS = frozenset("that this it which what he she there here not".split())
 
@@ -70,8 +71,8 @@ SPACES = re.compile(r"[^\S\n]+")
 LINES = re.compile(r"(?: ?\n)+ ?")
 TURN = re.compile(r"<\|[^|<>\n]{1,40}\|>|</s>")
 BRACE = re.compile(r"\\.|[{}]", re.S)
-BOX = re.compile(r"\\f?box(?:ed)?\s*(?=\{)")
-OPEN_BOX = re.compile(r"\\f?box(?:ed)?\s*\{?([^\n$]*)")
+BOX = re.compile(r"\\(?:f|frame)?box(?:ed)?\s*(?=\{)")
+OPEN_BOX = re.compile(r"\\(?:f|frame)?box(?:ed)?\s*\{?([^\n$]*)")
 BETWEEN_BOXES = re.compile(
     r"(?:[\s$,;&]|\\[()\[\],;!:]|\\q?quad|\\text\w*\{\s*(?:and|or)\s*\}|and|or"
     r"|[A-Za-z](?:_\{?\w+\}?)? ?=)*")
@@ -80,7 +81,7 @@ STEP = re.compile(
     r"(?:step|part|case|section|method|problem|question|example|solution|check\w*|verif\w+)\b"
     r"|\d{1,2}[.):] [A-Za-z]", re.I)
 TAG = re.compile(r"<((?:final_)?answer)>", re.I)
-FILLER = r"(?:[\s*:]|\b(?:indeed|therefore|thus|simply|just|clearly|exactly|equal to|approximately" \
+FILLER = r"(?:[\s*:}]|\b(?:indeed|therefore|thus|simply|just|clearly|exactly|equal to|approximately" \
          r"|about)\b)*"
 PHRASE = re.compile(rf"""
     (?: (?<!you\ )(?<!they\ )(?<!who\ )(?<!to\ )\banswers?\b (?: \s[^.\n:=]{{1,80}}? )??                  # the answer to the question
@@ -102,17 +103,36 @@ CHECK_LINE = re.compile(
     r"^[#* ]*(?:check(?:ing)?\b|verif|proof\b|(?:to|let(?:'s| us| me)|we(?: can| may)?|now,?)"
     r" (?:double-?)?(?:check|verify|confirm)\b)", re.I | re.M)
 SENTENCE_END = re.compile(
-    r"(?<!\bsq)(?<!\bcu)(?<!\bapprox)[.?](?=\s|$)|(?<![\\)])!(?= ?(?:[^\s=*/+-]|$))(?=\s|$)|\n|</")
+    r"(?<!\bsq)(?<!\bcu)(?<!\bapprox)(?<!\bi\.e)(?<!\be\.g)[.?](?=\s|$|[A-Z][a-z])|(?<![\\)!])!+(?= ?(?:[^\s=*/+-]|$))(?=\s|$)|\n|</")
 REASON = re.compile(  # what follows explains; the answer is over
-    r",? (?:(?:\d+ |some |half )?of (?:which|whom|them|these)|including|such as)\b"
-    r"|, (?:the|an?) (?=[a-z]{2})|,? \(?(?:because|since|as|so|which|where|whereas|when|while|but|for|after|thus"
+    r",? (?:(?:\d+ |some |half )?of (?:which|whom|them|these)|including|such as|due to)\b"
+    r"|, (?:the|an?) (?=[a-z]{2})|[,;] (?:note|leaving|namely|using|given|followed by|recall)\b"
+    r"|,? \(?(?:because|since|as|so|which|where|whereas|when|while|but|for|after|thus"
     r"|hence|therefore|giving|meaning|making|instead of|rather than|in total|in all|altogether"
-    r"|that is|i\.e\.)(?![\w.])|,? (?:and )?not\b", re.I)
+    r"|that is|i\.e\.|e\.g\.)(?![\w.])|,? (?:and )?not\b", re.I)
 PAUSE = re.compile(r"; | -- | [–—] | - (?=[A-Za-z]{3})")  # perhaps an explanation
 BRACKETED = re.compile(r" [(\[]([^()\[\]]{3,200})[)\]][*. ]*$")
-EXPLAINS = re.compile(r"=|[A-Za-z]{2,}[^A-Za-z]+[A-Za-z]{2,}")
+ASIDE_SUM = re.compile(  # 8 apples (12 - 4); 70 minutes (1 hour and 10 minutes)
+    r"(?<=[a-z]{3}) \((?:[^()]{1,60}\d ?[-+*/×] ?\d[^(),]{0,60}|\d+ [a-z]+,? (?:and )?\d+ [a-z]+)\)"
+    r"[. ]*$")
+EXPLAINS = re.compile(r"=|[A-Za-z]{2,}[^A-Za-z]+[A-Za-z]{2,}"
+                      r"|^(?:using|by|from|since|because|as|after|at|or|with|for|given|see)\b", re.I)
 NOT_BUT = re.compile(  # not 36 but 42; not 10, it's 12
     r"not [^\n]{1,60}?(?: but (?:rather )?|[,;] (?:it's|it is|rather|instead) )", re.I)
+CANNOT = re.compile(r"\b(?:cannot|can't|could not|never) be\W*$", re.I)
+CONNECTIVE = re.compile(
+    r"(?:so|thus|hence|therefore|then|finally|consequently|overall|in conclusion)\b[,:]? +|= ?", re.I)
+DURATION = re.compile(  # a total of $240 in 3 days
+    r" (?:in|over|within|during) (?:the )?(?:last |first |next )?\d+ "
+    r"(?:second|minute|hour|day|week|month|year)s?\b[. ]*$", re.I)
+ODDS = re.compile(r"\d+ (?:in|out of|to) \d+")
+ALTERNATIVE = re.compile(r",? or ", re.I)
+SAID_OF = re.compile(  # the larger is 5
+    r"(?:the )?([A-Za-z]+) (?:one |number |value )?(?:is|are|was) ([^\n]{1,60})", re.I)
+YES = re.compile(r"(yes|no|true|false)\b[,.;:!]", re.I)
+THE_ROOTS = re.compile(  # x = 2 and x = 3 are the solutions
+    r"(?:^|[.\n] ?|\b(?:so|thus|hence|therefore),? )([^.\n]{1,120}?) (?:is|are) (?:the|our|all) "
+    r"(?:only |real ){0,2}(?:solutions?|roots?|zeros?|answers)\b[^.\n]{0,40}\.?$", re.I)
 IS_NOT = re.compile(r"\b(is|are|was)n['’]t\b", re.I)
 OPENER = re.compile(r"\\\[|\\\(|\$\$|(?<!\\)\$")
 CLOSER = {"\\[": "\\]", "\\(": "\\)", "$$": "$$", "$": "$"}
@@ -144,7 +164,7 @@ def extract(response: str, join_boxes=False) -> str:
     if "<" in text:
         text = next((part for part in TURN.split(text) if part.strip()), "").strip()
         text = text.rpartition("</think>")[2].strip() or text
-    if "\\box" in text or "\\fbox" in text:
+    if "\\box" in text or "\\fbox" in text or "\\framebox" in text:
         return boxed(text, join_boxes)
     return headed(text) or tagged(text) or after_phrase(text) or final(text)
 
@@ -207,8 +227,11 @@ def tagged(text):
 
 def after_phrase(text):
     """What follows the last "the answer is", up to the end of its sentence; '' if never said."""
-    if not KEYWORD.search(text):
+    mentions = [keyword.start() for keyword in KEYWORD.finditer(text)]
+    if not mentions:
         return ""
+    if len(mentions) > MAX_MENTIONS:
+        text = text[mentions[-MAX_MENTIONS]:]
     for phrase in reversed(list(PHRASE.finditer(text))):
         tail = text[phrase.end():]
         if not tail or CHECKING.search(text, max(0, phrase.start() - 60), phrase.start()):
@@ -220,7 +243,8 @@ def after_phrase(text):
         span = next(iter(formulas(tail[:MAX_ANSWER])), None)
         start = span[1] if span and span[0] == 0 else 0
         end = SENTENCE_END.search(tail, start)
-        return final(tail[:end.start()] if end else tail, stated=True)
+        negated = "not " if CANNOT.search(phrase[0]) else ""
+        return final(negated + (tail[:end.start()] if end else tail), stated=True)
     turned = list(TURNED.finditer(text))
     if not turned:
         return ""
@@ -272,22 +296,40 @@ def final(text, stated=False):
 
     `stated`: it follows "the answer is", so that words may be an answer, too.
     """
-    text = text.replace('\\"', '"').strip(' \n*`"')
+    text = text.replace('\\"', '"').strip(' \n*`"✓✔✅')
     if len(text) > MAX_ANSWER:
         return last_value(text)
+    for opener, closer in (("\\[", "\\]"), ("\\(", "\\)")):
+        if text.endswith(closer) and opener not in text:  # \\[\\text{Answer: } 5\\]
+            text = text.removesuffix(closer).rstrip()
     claim = NOT_BUT.sub("", text, count=1) if NOT_BUT.match(text) else text
+    if opening := CONNECTIVE.match(claim):
+        claim = claim[opening.end():]
+    if (said := YES.match(claim)) and not MATH.search(claim):
+        return said[1]
+    if (roots := THE_ROOTS.search(claim[-300:])) and bare(roots[1]):
+        return roots[1]
     head = before_reason(claim)
     first = REASON.search(claim)
     if not stated and ("\n" in claim or first and first[0].strip(" ,").lower() in ("so", "thus")):
         head = claim
     for candidate in (head, claim, *(after_verbs(head, stated) if stated else ())):
-        known = stated and candidate is head or candidate == text
+        known = stated and candidate is head or candidate in (text, claim)
         if candidate and bare(candidate) and (known or MATH.search(candidate)):
             return candidate
-    if len(claim) < 80 and not re.search(r"[.\n=]|\bso\b", claim) and not VERB.search(claim) \
-            and meaning_of([claim]):
-        return claim  # 3 feet below sea level
+    if len(claim) < 80 and in_words(claim):
+        return claim
     return last_value(head if stated and MATH.search(head) else claim, stated)
+
+
+def in_words(claim):
+    """3 feet below sea level; x can be any real number except 3."""
+    whole = claim.strip(" .")
+    if (said := SAID_OF.fullmatch(whole)) and said[1].lower() in OPPOSITES and bare(said[2]):
+        return True
+    if any(pattern.fullmatch(whole) for pattern, _ in SETS):
+        return True
+    return not re.search(r"[.\n=]|\bso\b", claim) and not VERB.search(claim) and meaning_of([claim])
 
 
 def after_verbs(line, stated=False):
@@ -295,7 +337,8 @@ def after_verbs(line, stated=False):
     tails = [line[verb.end():].strip(" *.:") for verb in reversed(list(VERB.finditer(line))[-4:])]
     if stated:
         return [tail for tail in (*tails, *map(before_reason, tails)) if ":" not in tail]
-    return [tail for tail in tails if not PROSE.search(COMMAND.sub("z", tail))]
+    return [tail for tail in tails
+            if ODDS.fullmatch(tail) or not PROSE.search(COMMAND.sub("z", tail))]
 
 
 def before_reason(text):
@@ -311,9 +354,10 @@ def before_reason(text):
             head = head[:pause.start()]
             break
     aside = BRACKETED.search(head)
-    if aside and aside.start() and EXPLAINS.search(COMMAND.sub("", aside[1])):
+    if aside and aside.start() and (
+            EXPLAINS.search(COMMAND.sub("", aside[1])) or in_figures(aside[1])):  # 4 (four)
         head = head[:aside.start()]
-    return head.strip(" *,;")
+    return head.strip(" *,;—–")
 
 
 def last_value(text, stated=False):
@@ -322,6 +366,9 @@ def last_value(text, stated=False):
     if check and NUMBER.search(text[:check.start()]):
         text = text[:check.start()]
     text = text[-MAX_ANSWER:]
+    for start, end, _ in formulas(text) if "\n" in text else ():
+        if text[start:start + 2] in CLOSER:  # a displayed formula of several lines
+            text = text[:start] + text[start:end].replace("\n", " ") + text[end:]
     lines = [line for line in text.split("\n") if MATH.search(line)]
     if not lines:
         return text
@@ -331,6 +378,9 @@ def last_value(text, stated=False):
     cut = BECAUSE.search(line)
     if cut and NUMBER.search(line[:cut.start()]):
         line = line[:cut.start()]
+    for ending in (ASIDE_SUM.search(line), DURATION.search(line)):
+        if ending and NUMBER.search(line[:ending.start()]):
+            line = line[:ending.start()]
     spans, numbers = formulas(line), list(NUMBER.finditer(line))
     if spans and (not numbers or numbers[-1].start() < spans[-1][1]):
         return spans[-1][2].strip()
@@ -410,8 +460,13 @@ SIZES = (r"(?:displaystyle|textstyle|scriptstyle|limits|tiny|small|normalsize|la
 REWRITTEN = [(needle, re.compile(pattern), replacement) for needle, pattern, replacement in (
     # (what a text must contain to be worth a look, pattern, replacement)
     ("", r"\s+", " "),
+    (".", r"\b([A-Z])\.([A-Z])\.?(?![A-Za-z])", r"\1\2"),  # 44 B.C.
+    ("'", r"(?<![\w.])\d{1,3}(?:'\d{3})+(?!\d)", lambda m: m[0].replace("'", "")),  # 10'000
+    ("_", r"(?<![\w.])\d{1,3}(?:_\d{3})+(?!\d)", lambda m: m[0].replace("_", "")),
+    ("\\mu", r"\\mu ?\\(?:text|mathrm) ?\{ ?([msg]) ?\}", r"\\unit{u\1}"),
     ("color", r"\\fcolorbox ?\{[^{}]*\} ?\{[^{}]*\}", ""),
     ("color", r"\\(?:text)?color ?(?:box)? ?(?:\[[a-zA-Z]*\] ?)?\{[^{}]*\}|\\color ?[a-z]+(?= )", ""),
+    ("\\underline", r"\\underline ?\{([^{}]*)\}", r"{\1}"),
     (",", r"(?<=\d)(?: ?\{ ?, ?\} ?|,\\! ?|\\, ?)(?=\d{3}(?!\d))", ""),  # 1{,}234
     ("\\!", r"(?<=\d),?\\! ?(?=\d{3}(?!\d))", ""),  # 1,\!234
     ("!=", r"(?<=\d)!=(?!=)", "! = "),  # 5!=120
@@ -419,6 +474,7 @@ REWRITTEN = [(needle, re.compile(pattern), replacement) for needle, pattern, rep
     ("\\left", r"\\left ?\\\{ ?\\begin ?\{array\}", r"\\begin{cases}"),
     ("", r"\\(?:left|right|middle) ?\.|\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])|\\"
      + SIZES + r"|\\?\$|(?<!\\)\\[()\[\]!]|\*\*|`", ""),
+    ("quad", r"(?<=\d) ?\\q?quad ?(?=-?\d)", ", "),  # 5 \\quad 7
     ("", r"(?<!\\)\\(?:[,;:> ]|q?quad\b|h?space\{[^{}]*\})|~", " "),
     ("^", r"\^ ?\{? ?((?:\\prime ?|')+) ?\}?",
      lambda m: "'" * len(re.findall(r"'|\\prime", m[1]))),
@@ -436,6 +492,8 @@ REWRITTEN = [(needle, re.compile(pattern), replacement) for needle, pattern, rep
     ("\\mathbb", r"\\mathbb ?\{? ?R ?\}?", r"\\reals "),
     ("\\mathbb", r"\\mathbb ?\{? ?[ZNQC] ?\}?", r"\\integers "),
     ("\\math", r"\\math(?:bb|cal|sf|it) ?\{ ?([A-Z]) ?\}", r"\1"),
+    ("C", r"C ?_ ?\{? ?(\d+) ?\}? ?\^ ?\{? ?(\d+) ?\}?", r"\\binom{\1}{\2}"),
+    ("C", r"(?:\{ ?\} ?)?[_^] ?\{? ?(\d+) ?\}? ?C ?_ ?\{? ?(\d+) ?\}?", r"\\binom{\1}{\2}"),
     ("mod", r"\( ?\\?mod(?![a-z]) ?([^()]{1,40})\)", r"\\pmod{\1}"),
     (")_", r"\( ?([0-9A-F]{1,40}) ?\)_ ?(?=\d|\{)", r"\1_"),  # (23)_7
     ("", r"(?<![\w.^}])(\d+)(?: (\d+/\d+)(?![\d^])| ?(\\[dtc]?frac ?(?:\d ?\d|\{\d+\} ?\{\d+\})))",
@@ -464,6 +522,8 @@ def clean(text, grouped=True):
         text = LOWERED_RUN.sub(lambda m: "_{" + "".join(map(LOWERED.get, m[0])) + "}", text)
         text = VULGAR.sub(lambda m: " " + unicodedata.normalize("NFKC", m[0]), text)
         text = unicodedata.normalize("NFKC", text.translate(CHARACTERS)).translate(CHARACTERS)
+    if len(text) > 2 * MAX_ANSWER:  # fractions in one character become four
+        raise Unreadable("too long in plain characters")
     if "\\\\" in text and "\\begin" not in text:
         text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)  # escaped once too often
     for needle, pattern, replacement in REWRITTEN:
@@ -507,7 +567,17 @@ NUMBER_WORDS = re.compile(  # twenty-three, five hundred and six, three quarters
     rf"(?:(?:{'|'.join(sorted(COUNTING, key=len, reverse=True))})\b[ -]?(?:and (?=\w))?){{1,12}}"
     rf"(?:(?:{'|'.join(PARTS)})\b)?", re.I)
 CLOCK = re.compile(r"(\d{1,2})(?::(\d\d))? ?([ap])\.? ?m\.?", re.I)
-SENTENCES = [(re.compile(pattern, re.I), replacement) for pattern, replacement in (
+ALL = r"(?:[a-z] (?:is|can be) )?(?:the set of )?(?:(?:all|any|every|an?) )?(?:the )?"
+SIGNED = {"positive": "x > 0", "negative": "x < 0", "nonzero": "x != 0",
+          "nonnegative": "x >= 0", "nonpositive": "x <= 0"}
+BOUNDS = {"greater than": ">", "more than": ">", "less than": "<", "smaller than": "<",
+          "at least": ">=", "at most": "<="}
+SETS = [(re.compile(pattern, re.I), replacement) for pattern, replacement in (
+    (rf"{ALL}(positive|negative|non-?(?:zero|negative|positive)) (?:reals?|real numbers?)(?: [a-z])?",
+     lambda m: SIGNED[m[1].lower().replace("-", "")]),
+    (rf"(?:{ALL}(?:reals?|real numbers?|numbers?) (?:[a-z] )?|[a-z] (?:is )?)?(?:that (?:is|are) )?"
+     rf"({'|'.join(BOUNDS)})( or equal to)? ((?:\\[a-z]+|[^A-Za-z])+)",
+     lambda m: f"x {BOUNDS[m[1].lower()]}{'=' if m[2] else ''} {m[3]}"),
     (r"(?:there (?:is|are) |has |have )?no (?:real )?(?:solutions?|roots?)(?: exists?)?"
      r"|(?:the )?(?:empty|null) set", r"\\emptyset"),
     (r"(?:[a-z] (?:is|can be) )?(?:the set of )?(?:all|any|every) (?:the )?(?:reals?|real numbers?)"
@@ -516,7 +586,15 @@ SENTENCES = [(re.compile(pattern, re.I), replacement) for pattern, replacement i
      r"(?: [a-z])?,? (?:except(?: for)?|but|other than|excluding|without|not equal to"
      r"|(?:such that |with )?(?:[a-z] )?(?:\\ne|\\neq|!=)) ?(?:[a-z] ?= ?)?(.+)",
      r"\\reals \\setminus \\{\1\\}"),
+)]
+SENTENCES = SETS + [(re.compile(pattern, re.I), replacement) for pattern, replacement in (
+    (r"none", r"\\emptyset"),
+    (r"d\.?n\.?e|(?:the limit )?(?:does not|doesn't) exist", "does not exist"),
+    (r"(?:there (?:are|is) )?(?:infinitely many|an infinite number of|infinite(?= solution))"
+     r"(?: [a-z]+){0,2}", "infinitely many"),
+    (r"(?:an?|one|1)?[ -]?half", "1/2"),
     (rf"({NUM}) (?:out of|of every) (?:a total of )?({NUM})", r"\1/\2"),
+    (rf"(1) in ({NUM})", r"\1/\2"),
     (rf"({NUM}) to ({NUM})(?: to ({NUM}))?",
      lambda m: ":".join(part for part in m.groups() if part)),
     (r"(.*?[^ ,]),? (?:for (?:all|any|every|each|some)|where|with) (?:real |integers? |positive )*"
@@ -528,6 +606,11 @@ SENTENCES = [(re.compile(pattern, re.I), replacement) for pattern, replacement i
     (r"(?:the )?(?:(?:correct|right|best) )?(?:answer|option|choice) (?:is )?(?![=:])(.+)", r"\1"),
 )]
 IN_TEXT = [(re.compile(pattern, re.I), replacement) for pattern, replacement in (
+    (rf"\b({NUM}|{'|'.join(SMALL)}) and (?:an?|one)[ -](half|third|quarter)\b",
+     lambda m: f"({SMALL.get(m[1].lower(), m[1])}+1/{PARTS[m[2].lower()]})"),
+    (r"\bhalf an? (?=[a-z])", "1/2 "),
+    (r"(?<![^ (,=])(?:minus|negative) (?=[\d\\.(])", "-"),
+    (rf"\ban? (?={'|'.join(LARGE)})", "one "),
     (rf"(?<![\d.,])({NUM}) ?(hundred|thousand|million|billion|trillion)\b",
      lambda m: str(Fraction(m[1].replace(",", "")) * LARGE[m[2].lower()])),
     (rf"\b({NUM}|one|two|three|four|five|six|ten|a)? ?dozen\b",
@@ -576,8 +659,10 @@ def spoken(text):
     for pattern, replacement in IN_TEXT:
         if pattern.search(plain):
             text = plain = pattern.sub(replacement, plain)
-    if (words := NUMBER_WORDS.match(plain)) and (value := in_figures(words[0])):
-        text = f"{value} {plain[words.end():]}".strip()
+    sign = re.match("(?:minus|negative) (?=[a-z])|", plain, re.I)
+    words = NUMBER_WORDS.match(plain, sign.end())
+    if words and (value := in_figures(words[0])):
+        text = f"{'-' if sign[0] else ''}{value} {plain[words.end():]}".strip()
     return text
 
 
@@ -585,19 +670,20 @@ def spoken(text):
 
 LENGTH, MASS, TIME, MONEY = "length", "mass", "time", "money"
 MEASURES = {
-    LENGTH: "1e-9 nm nanometer|1e-6 micrometer|1/1000 mm millimeter millimetre|1/100 cm centimeter "
+    LENGTH: "1e-9 nm nanometer|1e-6 um micrometer micron|1/1000 mm millimeter millimetre|1/100 cm centimeter "
             "centimetre|1/10 dm decimeter|1 m meter metre|1000 km kilometer kilometre|0.0254 in inch "
             "inches|0.3048 ft foot feet|0.9144 yd yard|1609.344 mi mile",
-    MASS: "1e-6 mg milligram|1/1000 g gram|1 kg kilogram kilo|1000 tonne|0.45359237 lb lbs pound"
+    MASS: "1e-9 ug microgram|1e-6 mg milligram|1/1000 g gram|1 kg kilogram kilo|1000 tonne|0.45359237 lb lbs pound"
           "|0.028349523125 oz ounce",
-    TIME: "1/1000 ms millisecond|1 s sec second|60 min minute|3600 h hr hour|86400 d day"
+    TIME: "1e-6 us microsecond|1/1000 ms millisecond|1 s sec second|60 min minute|3600 h hr hour|86400 d day"
           "|604800 week wk",
     "year": "1 yr year|1/12 month|10 decade|100 century centuries",
     MONEY: "1/100 cent ¢|1 dollar usd buck|1 euro eur|1 pound",
     "volume": "1 ml mL milliliter millilitre|1000 L l liter litre|3785 gal gallon|946 qt quart"
               "|473 pt pint",
     "current": "1 A amp ampere|1/1000 mA", "voltage": "1 V volt|1000 kV", "kelvin": "1 K kelvin",
-    "force": "1 N newton|1000 kN", "energy": "1 J joule|1000 kJ|1 cal calorie|1 eV",
+    "force": "1 N newton|1000 kN", "energy": "1 J joule|1000 kJ kilojoule",
+    "food": "1 cal calorie|1000 kcal kilocalorie", "electron": "1 eV|1000 keV|1000000 MeV",
     "power": "1 W watt|1000 kW kilowatt", "hertz": "1 Hz hertz|1000 kHz|1000000 MHz",
     "pressure": "1 Pa pascal|1000 kPa|1 atm", "charge": "1 C coulomb", "mole": "1 mol mole",
     "resistance": "1 ohm Ω", "celsius": "1 degC celsius", "fahrenheit": "1 degF fahrenheit",
@@ -612,10 +698,8 @@ def unit_table():
     for measure, entries in MEASURES.items():
         for entry in entries.split("|"):
             scale, *words = entry.split()
-            if measure in ("area", "energy"):  # no conversions
-                measure_of = words[0]
-            else:
-                measure_of = DIFFERENT_MONEY.get(words[0], measure)
+            areas = measure == "area"  # no conversions
+            measure_of = words[0] if areas else DIFFERENT_MONEY.get(words[0], measure)
             for word in words:
                 table.setdefault(word, (Fraction(scale), measure_of))
                 if len(word) > 2 and word not in ("feet", "inches", "usd", "mph"):
@@ -702,7 +786,7 @@ def with_units(text, letters=True):
         if len(words) == 1 and len(words[0]) == 1 and not marked:
             end = text[m.end():].lstrip()[:1]
             spaced = m[0][0] == " " and letters and words[0] in LETTER_UNITS
-            if not spaced or end and end not in ",;)]}\\":
+            if not spaced or end and not end.isdigit() and end not in ",;)]}\\":  # 2 h 30 min
                 return m[0]
         elif not marked and len(words) > 1 and max(map(len, words)) == 1 and not letters:
             return m[0]
@@ -740,12 +824,19 @@ profit gain / loss
 north northern / south southern / east eastern / west western
 above over / below under
 bc bce / ad ce
+leftward / rightward
+discount / surcharge markup
+richer / poorer
+heavier / lighter
+longer / shorter
+deeper / shallower
+inner / outer
 up upward upwards / down downward downwards
 clockwise / counterclockwise anticlockwise
-before earlier / after later
+before earlier ago / after later now
 even / odd
 inside / outside
-forward forwards ahead / backward backwards behind
+forward forwards ahead / backward backwards behind back
 credit deposit / debit withdrawal
 surplus / deficit
 maximum max / minimum min
@@ -756,7 +847,7 @@ taller / shorter
 faster / slower
 older / younger
 greater larger bigger more / smaller fewer less
-win / lose"""
+win won / lose losses"""
 OPPOSITES = {}
 for line_number, line_of_pairs in enumerate(PAIRS.replace("\n    ", " ").split("\n")):
     for side_number, words_of_side in enumerate(line_of_pairs.split("/")):
@@ -771,12 +862,13 @@ UNNAMED = frozenset("the a an of in is are and total answer about approximately 
 
 
 def word_list(words):
-    return re.findall(r"[a-z]+", " ".join(word for word in words if word[:1] != '"').casefold())
+    text = " ".join(word for word in words if word[:1] != '"').casefold()
+    return re.findall(r"[a-z]+", re.sub(r"\bto the (left|right)\b", r"\1ward", text))
 
 
 def meaning_of(words):
     """The words that change a meaning, each as (pair, side) or as itself."""
-    listed = word_list(words)
+    listed = {word if word in OPPOSITES else word.removesuffix("s") for word in word_list(words)}
     return {OPPOSITES.get(word, word) for word in listed if word in OPPOSITES or word in LIMITING}
 
 
@@ -789,7 +881,12 @@ def nouns_of(words):
 # ---- 2c. read: tokens ---------------------------------------------------------------------------
 
 WORDS = re.compile(r"[^\W\d_][^\W\d_'’ ,.-]*(?:[ '’,.-]+[^\W\d_]+)*[.!]?")
-ARTICLE = re.compile(r"\b(?:the|a|an)\b|[^\w]+")
+ARTICLE = re.compile(r"^(?:on|in|at)\b|\b(?:the|a|an)\b|[^\w]+")
+LETTERS_LISTED = re.compile(r"[A-Z](?:(?:, ?| and |, and | or )[A-Z])+")
+ITEMS = re.compile(r",? and |, ?|,? or ")
+MONTH = (r"(january|february|march|april|may|june|july|august|september|october|november|december)")
+DATE = re.compile(rf"{MONTH} (\d{{1,2}})(?:st|nd|rd|th)?(?:,? (\d{{4}}))?"
+                  rf"|(?:the )?(\d{{1,2}})(?:st|nd|rd|th)? (?:of )?{MONTH}(?:,? (\d{{4}}))?", re.I)
 TOKEN = re.compile(r"""
     \d*\.\d*(?:\\(?:overline|bar|dot)\s*(?:\{\d+\}|\d)|\(\d+\))             # repeating decimal
   | \d[\dA-F]*_(?:\d|\{\ ?\d+\ ?\})                                         # in some base
@@ -807,7 +904,7 @@ SAME = dict(pair.split() for pair in r"""** ^|\cdot *|\times *|\ast *|\div /|\co
     |\lbrace \{|\rbrace \}|\lbrack [|\rbrack ]|\cupdot \cup|\bigcup \cup|\backslash \setminus
     |\varnothing \emptyset|\oslash \emptyset|\ldots ...|\dots ...|\cdots ...|\% %|\lg \log
     |\mod \bmod|\prime '|\varphi \phi|\varepsilon \epsilon|\to ->|\rightarrow ->|\& and|\_ _
-    |\circ *|\pod \pmod""".split("|")) | dict.fromkeys(("\\lvert", "\\rvert", "\\vert"), "|")
+    |\circ *|\pod \pmod|\overrightarrow \vec|\widehat \hat|\widetilde \tilde""".split("|")) | dict.fromkeys(("\\lvert", "\\rvert", "\\vert"), "|")
 SPELLED = {  # words -> the token they stand for
     "and": "and", "or": "or", "percent": "%", "percentage": "%", "pct": "%", "oo": "\\infty",
     "degrees": "\\degree", "degree": "\\degree", "infinity": "\\infty", "inf": "\\infty",
@@ -819,7 +916,8 @@ JOINT = re.compile(r"(?:(?<= )|^)(and|or)(?= |$)")
 UNITS = frozenset("mph kph usd am pm sq cu".split())
 SHORT_WORDS = frozenset("so to it by at my we he she are was has but its yes no bc ad bce ce up red hot cold odd even non not one if an the for "
                         "is of to each per day men boy win".split())
-LEADING = UNNAMED | OPPOSITES.keys() | LIMITING | {"exactly", "approximately", "rs"}
+LEADING = UNNAMED | OPPOSITES.keys() | LIMITING | frozenset(
+    "rs point points pair ordered interval set value number equation line vector matrix".split())
 KNOWN_WORDS = frozenset(  # that do not make prose of an answer
     "all any real reals number numbers except other than no solution solutions real out of to base "
     "square cubic per for hundred thousand million billion a an the if frac dfrac set empty"
@@ -827,7 +925,7 @@ KNOWN_WORDS = frozenset(  # that do not make prose of an answer
 RELATIONS = ("=", "~", "<", ">", "<=", ">=", "!=", "\\in", "->")
 OPERATORS = (("\\cup", "\\cap", "\\setminus"), ("+", "-"))
 FUNCTIONS, UNKNOWN, LETTERS = (frozenset("\\" + word for word in words.split()) for words in (
-    "sin cos tan cot sec csc arcsin arccos arctan ln log exp max min gcd lcm floor ceil abs cbrt",
+    "sin cos tan cot sec csc arcsin arccos arctan ln log exp sinh cosh tanh max min gcd lcm floor ceil abs cbrt",
     "overline vec hat bar overrightarrow widehat tilde underline mathcal lim sum prod int det",
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau "
     "upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell ldots "
@@ -851,8 +949,11 @@ NAME = re.compile(
     rf"{LETTER}(?::{LETTER})*|\({LETTER}(?:,{LETTER})*\)|\|{LETTER}\|"
     r"|(?:[A-Zfgh]|\\Pr)'*(?:\^\{?-1\}?)?(?:\([^=]{1,60}\)|\[[^=]{1,60}\])"
     r"|P\((?:[^=]|(?<=[<>])=){1,60}\)|\([fgh](?:\*[fgh])+\)\([^=]{1,60}\)"
-    r"|(?:\\frac\{d(?:\^\d)?[a-z]?\}\{d[a-z](?:\^\d)?\}|d[a-z]/d[a-z])(?:[a-z]|\([a-z]\))?"
+    r"|(?:\\frac\{d(?:\^\d)?[a-z]?\}\{d[a-z](?:\^\d)?\}|d[a-z]/d[a-z])(?:[a-z](?:\([a-z]\))?|\([a-z]\))?"
     rf"|\\(?:sin|cos|tan|cot|sec|csc)\(?{LETTER}\)?")
+
+
+AFTER_CHRIST = re.compile(r" ?\d")
 
 
 def tokenize(text):
@@ -874,6 +975,8 @@ def tokenize(text):
             spaced = text[m.start() - 1:m.start()] == " "
             whole = len(token) > 1 and token.lower() in SHORT_WORDS and (
                 spaced or not m.start() or after_value)
+            if token in ("BC", "AD", "CE") and not after_value:  # BC = 7, but AD 44
+                whole = bool(AFTER_CHRIST.match(text, m.end()))
             if token.lower() in SPELLED and not (after_value and token == "in"):
                 tokens.append(SPELLED[token.lower()])
             elif len(token) > 3 or whole or after_value and (
@@ -908,10 +1011,15 @@ def read(text: str, marks=True, letters=True) -> Node:
     plain = SPACES.sub(" ", TEXT.sub(r"\1", text)).strip()
     if clock := CLOCK.fullmatch(plain):
         return Node("text", (f"{int(clock[1])}:{clock[2] or '00'} {clock[3].lower()}m",))
+    if date := DATE.fullmatch(plain):
+        month, day, year = date[1] or date[5], date[2] or date[4], date[3] or date[6] or ""
+        return Node("text", (f"{month.casefold()} {int(day)} {year}".strip(),))
     spelled = plain.lower() in SPELLED
     wordy = " " in plain or len(plain) > 3 or plain.lower() in SHORT_WORDS
-    if WORDS.fullmatch(plain) and wordy and not spelled:
-        return Node("text", (ARTICLE.sub(" ", plain.casefold()).strip(),))
+    if WORDS.fullmatch(plain) and wordy and not spelled and not LETTERS_LISTED.fullmatch(plain):
+        items = [ARTICLE.sub(" ", item).strip() for item in ITEMS.split(plain.casefold())]
+        listed = len(items) > 1 and all(len(item.split()) in (1, 2) for item in items)
+        return Node("text", (" , ".join(sorted(items) if listed else items),))
     tokens = tokenize(with_units(plain if TEXT.fullmatch(text) else text, letters))
     tokens = [token for token in tokens if marks or token not in ("%", "\\degree")]
     trees = []
@@ -1236,6 +1344,12 @@ class Parser:
             return inside if inside.op == "builder" else inside.args[0]
         if opener == "\\{" or opener == "{" and len(items) > 1:
             return Node("set", items)
+        kinds = {item.op for item in items}
+        if opener == "[" and len(items) > 1 and kinds == {"tuple"}:
+            return Node("list", items)  # [(1, 2), (3, 4)]
+        if opener == "[" and len(items) > 1 and kinds == {"interval"} and all(
+                item.args[2] == "[]" for item in items):  # [[1, 2], [3, 4]]
+            return Node("matrix", tuple(Node("tuple", item.args[:2]) for item in items))
         if len(items) == 2 and opener + closer in ("[]", "[)", "(]"):
             return Node("interval", (*items, opener + closer))
         if opener + closer in ("[)", "(]"):
@@ -1490,6 +1604,7 @@ OPERATIONS = {
     "\\cot": lambda x: divide(COS(x), SIN(x)), "\\sec": lambda x: divide(ONE, COS(x)),
     "\\csc": lambda x: divide(ONE, SIN(x)), "\\ln": real(Decimal.ln, cmath.log),
     "\\arcsin": cmath.asin, "\\arccos": cmath.acos, "\\arctan": cmath.atan,
+    "\\sinh": cmath.sinh, "\\cosh": cmath.cosh, "\\tanh": cmath.tanh,
     "\\max": lambda *x: max(x, key=decimal), "\\min": lambda *x: min(x, key=decimal),
     "\\floor": lambda x: Fraction(math.floor(integral(x))),
     "\\ceil": lambda x: Fraction(math.ceil(integral(x))), "\\bmod": widened(operator.mod),
@@ -1533,8 +1648,11 @@ def series(node, point):
     spend(2 * max(0, high - low))
     terms = (evaluate(body, point | {"name " + name.args[0]: Fraction(k)})
              for k in range(low, high + 1))
-    return reduce(add if node.op == "\\sum" else multiply, terms,
-                  Fraction(0 if node.op == "\\sum" else 1))
+    result, operate = (Fraction(0), add) if node.op == "\\sum" else (ONE, multiply)
+    for term in terms:
+        result = operate(result, term)
+        spend(bits(result) // 128)
+    return result
 
 
 @lru_cache(4096)
@@ -1622,10 +1740,27 @@ def is_subject(node):
     return node.op in ("name", "call")
 
 
+def is_size(node):
+    """|x|"""
+    return node.op == "\\abs" and is_subject(node.args[0])
+
+
+def sizes(sign, bound, below):
+    """The numbers with |x| < 2 or, unless `below`, with 2 < |x|."""
+    open_end = int((sign == "<") == below)
+    inner = (-bound, open_end), (bound, 1 - open_end)
+    if bound <= 0 or sign not in ("<", "<="):
+        return None
+    return inner if below else (LOW, *inner, HIGH)
+
+
 def solutions(sign, left, right):
     """The numbers of which x < 3, 3 < x or x in [1, 3] holds."""
     if sign == "\\in":
         return region(right) if is_subject(left) else None
+    if is_size(left) != is_size(right):
+        bound = limit(right if is_size(left) else left)
+        return None if bound is None else sizes(sign, bound, is_size(left))
     if is_subject(left) == is_subject(right):
         return None
     end = limit(right if is_subject(left) else left)
@@ -1641,7 +1776,8 @@ def solutions(sign, left, right):
 def subjects(node):
     """What a relation is about: {x} of 2 < x < 5, also within "or" and "and"."""
     if node.op == "relation":
-        return {side for side in node.args[2:] if is_subject(side)}
+        sides = [side.args[0] if is_size(side) else side for side in node.args[2:]]
+        return set(filter(is_subject, sides))
     parts = children(node) if node.op in ("said", "list", "set", *COMBINED) else ()
     return set().union(*map(subjects, parts))
 
@@ -1813,6 +1949,7 @@ def common_zero(tree, factor):
 
 LOOSE = re.compile(r"(?<![0-9]) +| +(?![0-9])")
 CHOICE = re.compile(r"(option|choice)?(\()?([a-j])(?:[.:)]+(.*))?", re.S | re.I)
+FURTHER = re.compile(r"\s*(?:[,;&]|and\b|or\b)\s*\W?[A-Ja-j]\b")  # (A), (C)
 LETTER_UNIT = re.compile(r"[\d)}] [A-Za-z](?![A-Za-z])")
 MARK = re.compile(r"%|degree|percent|pct|per cent")
 
@@ -1835,8 +1972,9 @@ def equal(a, b):
         return equal_remainders(a, b)
     if "ratio" in ops:
         return a.op == b.op and equal_ratios(a.args, b.args)
-    if ops & {"matrix", "builder"}:
-        return a.op == b.op and in_order(a.args, b.args)
+    if ops & {"matrix", "builder"}:  # [[1, 2], [3, 4]] is a matrix, too
+        rows = ops == {"matrix", "tuple"} and len(a.args) > 1
+        return (a.op == b.op or rows) and in_order(a.args, b.args)
     if "cases" in ops:
         return a.op == b.op and in_any_order(a.args, b.args)
     if ops & {"interval", *COMBINED}:
@@ -1949,7 +2087,7 @@ def equal_lists(a, b):
     these, those = (x.args if x.op in ("list", "set", "tuple") else (x,) for x in (a, b))
     if "tuple" in (a.op, b.op):
         return len(these) > 1 and in_order(these, those)
-    if all(part.op == "tuple" for part in these + those):  # a solution told twice is one
+    if a.op == b.op == "set" or all(part.op == "tuple" for part in these + those):  # told twice
         these, those = tuple(dict.fromkeys(these)), tuple(dict.fromkeys(those))
     if len(these) != len(those):
         if {x.op for x in these} ^ {x.op for x in those} == {"text"}:
@@ -2014,7 +2152,7 @@ def compare(gold: str, response: str):
         return int(a) == int(b), "integers", a, b
     STEPS.left = MAX_STEPS
     with suppress(*FAILURES):
-        a = one_of_equals(gold, a)
+        a, b = one_spelling(one_of_equals(gold, a)), one_spelling(b)
         if response.count("box") > 1 and read(clean(a)).op in ("list", "set"):
             b = extract(response, join_boxes=True)
     try:
@@ -2034,10 +2172,21 @@ def one_of_equals(gold, joined):
         return last if all(equal(tree, trees[-1]) for tree in trees) else joined
 
 
+def one_spelling(text):
+    """0.75 or 3/4 is one answer."""
+    spellings = ALTERNATIVE.split(text)
+    if len(text) > 200 or not 2 <= len(spellings) <= 3:
+        return text
+    with localcontext(CONTEXT):
+        trees = [read(clean(spelling)) for spelling in spellings]
+        same = all(equal(tree, trees[0]) for tree in trees)
+    return spellings[0] if same else text
+
+
 def choice(text):
     """("B", what follows) of "(B)", "B. 5", "Option B"; None if it is no letter of a choice."""
     m = CHOICE.fullmatch(text)
-    if not m or not (m[3].isupper() or m[1] or m[2]):
+    if not m or not (m[3].isupper() or m[1] or m[2]) or FURTHER.match(m[4] or ""):
         return None
     return m[3].upper(), m[4]
 
@@ -2061,7 +2210,8 @@ def compare_answers(a, b):
         if LETTER_UNIT.search(x) or LETTER_UNIT.search(y):  # 5 m may be 5 * m
             if equal(*(read(text, letters=False) for text in (x, y))):
                 return True, "the same value"
-        lists = [clean(text, grouped=False) for text in (a, b) if "," in text]
+        lists = [clean(text, grouped=False) for text in (a, b)
+                 if "," in text and not re.search(r", ?0\d", text)]
         if len(lists) == 2 and lists != [x, y]:  # 100,200 may be one number or two
             return equal(*map(read, lists)), "compared as values"
         return False, "compared as values"
@@ -2110,7 +2260,8 @@ NEGATION = re.compile(r"\b(?:not|never|no\s+longer|cannot|neither|hardly|fails?\
                       r"|almost|nearly|partly|partially|only\s+half|close\s+to|by\s+no\s+means|in\s+no\s+way|anything\s+but|nowhere\s+near)\b|n't\b", re.I)
 DISBELIEF = re.compile(
     r"(?:\b(?:do|does|did|can|could|would)(?:n't|\s+not)|\bcannot)\s+(?:\w+\s+)?"
-    r"(?:think|believe|agree|say|see|find|accept)\b[^.!?\n,;]{0,20}$|\bdoubt\b[^.!?\n,;]{0,20}$", re.I)
+    r"(?:think|believe|agree|say|see|find|accept)\b[^.!?\n,;]{0,20}$"
+    r"|(?<!\bno )(?<!\bnot )(?<!n't )\bdoubt\b[^.!?\n,;]{0,20}$", re.I)
 CONDITION = re.compile(r"\b(?:if|whether|is|suppose|assum\w+|unless|was|check|verify|see|does)\s+"
                        r"(?:that\s+|if\s+)?"
                        r"(?:(?:the|my|this|your|our|given|final|proposed)\s+)*$", re.I)
