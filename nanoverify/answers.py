@@ -81,10 +81,11 @@ STEP = re.compile(
     r"(?:step|part|case|section|method|problem|question|example|solution|check\w*|verif\w+)\b"
     r"|\d{1,2}[.):] [A-Za-z]", re.I)
 TAG = re.compile(r"<((?:final_)?answer)>", re.I)
-FILLER = r"(?:[\s*:}]|\b(?:indeed|therefore|thus|simply|just|clearly|exactly|equal to|approximately" \
-         r"|about)\b)*"
+FILLER = (r"(?:[\s*:}]|\b(?:indeed|therefore|thus|simply|just|clearly|exactly|equal to"
+          r"|approximately|about)\b)*")
 PHRASE = re.compile(rf"""
-    (?: (?<!you\ )(?<!they\ )(?<!who\ )(?<!to\ )\banswers?\b (?: \s[^.\n:=]{{1,80}}? )??                  # the answer to the question
+    (?: (?<!you\ )(?<!they\ )(?<!who\ )(?<!to\ )\banswers?\b  # the answer
+        (?: \s[^.\n:=]{{1,80}}? )??                                # to the question
         (?: \s(?:is|are|was|be|equals|becomes)\b | \s?[:=] | (?<=answer)\s?[-–—]\s )
       | \bans(?:\.\s | \b\.?\s?(?:[:=]|-\s|is\b))                 # Ans: 5
       | \b(?:correct|right|best|my)\s(?:option|choice)(?:\sis\b|:)  # the correct option is (B)
@@ -94,16 +95,19 @@ PHRASE = re.compile(rf"""
     (?! \s | (?:\w+\ )?(?:not\ |in)?(?:correct|right|wrong|valid|verified)\b )
 """, re.I | re.M | re.X)
 TURNED = re.compile(  # 80 is the answer, option (B) is correct
-    r"(?:\b(?:option|choice) |^)(\(?[A-J]\)?) is (?:the )?(?:correct|right)\b|(?<!\S)([^\s,;]{1,60}) (?:is|are) (?:indeed |then |therefore )?(?:the|our|my) "
+    r"(?:\b(?:option|choice) |^)(\(?[A-J]\)?) is (?:the )?(?:correct|right)\b"
+    r"|(?<!\S)([^\s,;]{1,60}) (?:is|are) (?:indeed |then |therefore )?(?:the|our|my) "
     r"(?:final |correct |right )*(?:answer|option|choice)\b", re.I)
 KEYWORD = re.compile(r"nswer|\bans\b|option|choice|correct|right|\bA:", re.I)
 CHECKING = re.compile(  # let me check my answer: 2 * 5 = 10
-    r"\b(?:check|verif|confirm|test|substitut|plug|prov|try|express|multipl|convert|divid)\w*\b[^.!?\n]{0,40}$", re.I)
+    r"\b(?:check|verif|confirm|test|substitut|plug|prov|try|express|multipl"
+    r"|convert|divid)\w*\b[^.!?\n]{0,40}$", re.I)
 CHECK_LINE = re.compile(
     r"^[#* ]*(?:check(?:ing)?\b|verif|proof\b|(?:to|let(?:'s| us| me)|we(?: can| may)?|now,?)"
     r" (?:double-?)?(?:check|verify|confirm)\b)", re.I | re.M)
 SENTENCE_END = re.compile(
-    r"(?<!\bsq)(?<!\bcu)(?<!\bapprox)(?<!\bi\.e)(?<!\be\.g)[.?](?=\s|$|[A-Z][a-z])|(?<![\\)!])!+(?= ?(?:[^\s=*/+-]|$))(?=\s|$)|\n|</")
+    r"(?<!\bsq)(?<!\bcu)(?<!\bapprox)(?<!\bi\.e)(?<!\be\.g)[.?](?=\s|$|[A-Z][a-z])"
+    r"|(?<![\\)!])!+(?= ?(?:[^\s=*/+-]|$))(?=\s|$)|\n|</")
 REASON = re.compile(  # what follows explains; the answer is over
     r",? (?:(?:\d+ |some |half )?of (?:which|whom|them|these)|including|such as|due to)\b"
     r"|, (?:the|an?) (?=[a-z]{2})|[,;] (?:note|leaving|namely|using|given|followed by|recall)\b"
@@ -113,15 +117,18 @@ REASON = re.compile(  # what follows explains; the answer is over
 PAUSE = re.compile(r"; | -- | [–—] | - (?=[A-Za-z]{3})")  # perhaps an explanation
 BRACKETED = re.compile(r" [(\[]([^()\[\]]{3,200})[)\]][*. ]*$")
 ASIDE_SUM = re.compile(  # 8 apples (12 - 4); 70 minutes (1 hour and 10 minutes)
-    r"(?<=[a-z]{3}) \((?:[^()]{1,60}\d ?[-+*/×] ?\d[^(),]{0,60}|\d+ [a-z]+,? (?:and )?\d+ [a-z]+)\)"
+    r"(?<=[a-z]{3}) \((?:[^()]{1,60}\d ?[-+*/×] ?\d[^(),]{0,60}"
+    r"|\d+ [a-z]+,? (?:and )?\d+ [a-z]+)\)"
     r"[. ]*$")
 EXPLAINS = re.compile(r"=|[A-Za-z]{2,}[^A-Za-z]+[A-Za-z]{2,}"
-                      r"|^(?:using|by|from|since|because|as|after|at|or|with|for|given|see)\b", re.I)
+                      r"|^(?:using|by|from|since|because|as|after|at|or|with|for"
+                      r"|given|see)\b", re.I)
 NOT_BUT = re.compile(  # not 36 but 42; not 10, it's 12
     r"not [^\n]{1,60}?(?: but (?:rather )?|[,;] (?:it's|it is|rather|instead) )", re.I)
 CANNOT = re.compile(r"\b(?:cannot|can't|could not|never) be\W*$", re.I)
 CONNECTIVE = re.compile(
-    r"(?:so|thus|hence|therefore|then|finally|consequently|overall|in conclusion)\b[,:]? +|= ?", re.I)
+    r"(?:so|thus|hence|therefore|then|finally|consequently|overall|in conclusion)\b[,:]? +"
+    r"|= ?", re.I)
 DURATION = re.compile(  # a total of $240 in 3 days
     r" (?:in|over|within|during) (?:the )?(?:last |first |next )?\d+ "
     r"(?:second|minute|hour|day|week|month|year)s?\b[. ]*$", re.I)
@@ -436,8 +443,9 @@ def number(value, decimals=0):
 
 
 GREEK = dict(zip("αβγδεζηθικλμνξρστυφχψωΓΔΘΛΞΣΦΨΩϕϵµ", (
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon "
-    "phi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega phi epsilon mu").split()))
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau "
+    "upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega "
+    "phi epsilon mu").split()))
 CHARACTERS = str.maketrans(
     dict(zip("−–—×·∙⋅÷⁄∕∶′’∣º", "---****///:''|°")) | dict.fromkeys("\u200b\ufeff", "")
     | dict.fromkeys("€£¥₹", " ") | {letter: f"\\{name} " for letter, name in GREEK.items()} | {
@@ -454,8 +462,9 @@ RAISED_RUN = re.compile(f"[{''.join(RAISED)}]+")
 LOWERED_RUN = re.compile(f"[{''.join(LOWERED)}]+")
 VULGAR = re.compile(r"[¼-¾⅐-⅞]")
 
-SIZES = (r"(?:displaystyle|textstyle|scriptstyle|limits|tiny|small|normalsize|large|Large|LARGE|huge"
-         r"|Huge|boldsymbol|mathbf|bf|rm|it|bm|pmb|phantom\{\}|hline|boxed|fbox|angle|triangle"
+SIZES = (r"(?:displaystyle|textstyle|scriptstyle|limits|tiny|small|normalsize|large|Large"
+         r"|LARGE|huge|Huge|boldsymbol|mathbf|bf|rm|it|bm|pmb"
+         r"|phantom\{\}|hline|boxed|fbox|angle|triangle"
          r"|circledcirc|nobreak|strut)(?![a-zA-Z])")
 REWRITTEN = [(needle, re.compile(pattern), replacement) for needle, pattern, replacement in (
     # (what a text must contain to be worth a look, pattern, replacement)
@@ -465,7 +474,8 @@ REWRITTEN = [(needle, re.compile(pattern), replacement) for needle, pattern, rep
     ("_", r"(?<![\w.])\d{1,3}(?:_\d{3})+(?!\d)", lambda m: m[0].replace("_", "")),
     ("\\mu", r"\\mu ?\\(?:text|mathrm) ?\{ ?([msg]) ?\}", r"\\unit{u\1}"),
     ("color", r"\\fcolorbox ?\{[^{}]*\} ?\{[^{}]*\}", ""),
-    ("color", r"\\(?:text)?color ?(?:box)? ?(?:\[[a-zA-Z]*\] ?)?\{[^{}]*\}|\\color ?[a-z]+(?= )", ""),
+    ("color", r"\\(?:text)?color ?(?:box)? ?(?:\[[a-zA-Z]*\] ?)?\{[^{}]*\}"
+     r"|\\color ?[a-z]+(?= )", ""),
     ("\\underline", r"\\underline ?\{([^{}]*)\}", r"{\1}"),
     (",", r"(?<=\d)(?: ?\{ ?, ?\} ?|,\\! ?|\\, ?)(?=\d{3}(?!\d))", ""),  # 1{,}234
     ("\\!", r"(?<=\d),?\\! ?(?=\d{3}(?!\d))", ""),  # 1,\!234
@@ -487,8 +497,8 @@ REWRITTEN = [(needle, re.compile(pattern), replacement) for needle, pattern, rep
     ("\\begin", r"\\begin ?\{cases\}(?: ?\{[lcr| ]*\})?", r"\\begincases\\beginmatrix "),
     ("\\begin", r"\\begin ?\{vmatrix\}", r"\\det\\beginmatrix "),
     ("&", r"& ?(?==|<|>|\\[lg]e|\\approx)", ""),
-    ("{", r"\\(begin|end) ?\{(?:[pbBv]?(?:small)?matrix|array|cases|aligned|align\*?|gathered|split)\}"
-     r"(?: ?\{[lcr| ]*\})?", r"\\\1matrix "),
+    ("{", r"\\(begin|end) ?\{(?:[pbBv]?(?:small)?matrix|array|cases|aligned|align\*?|gathered"
+     r"|split)\}(?: ?\{[lcr| ]*\})?", r"\\\1matrix "),
     ("\\mathbb", r"\\mathbb ?\{? ?R ?\}?", r"\\reals "),
     ("\\mathbb", r"\\mathbb ?\{? ?[ZNQC] ?\}?", r"\\integers "),
     ("\\math", r"\\math(?:bb|cal|sf|it) ?\{ ?([A-Z]) ?\}", r"\1"),
@@ -573,7 +583,8 @@ SIGNED = {"positive": "x > 0", "negative": "x < 0", "nonzero": "x != 0",
 BOUNDS = {"greater than": ">", "more than": ">", "less than": "<", "smaller than": "<",
           "at least": ">=", "at most": "<="}
 SETS = [(re.compile(pattern, re.I), replacement) for pattern, replacement in (
-    (rf"{ALL}(positive|negative|non-?(?:zero|negative|positive)) (?:reals?|real numbers?)(?: [a-z])?",
+    (rf"{ALL}(positive|negative|non-?(?:zero|negative|positive)) (?:reals?|real numbers?)"
+     r"(?: [a-z])?",
      lambda m: SIGNED[m[1].lower().replace("-", "")]),
     (rf"(?:{ALL}(?:reals?|real numbers?|numbers?) (?:[a-z] )?|[a-z] (?:is )?)?(?:that (?:is|are) )?"
      rf"({'|'.join(BOUNDS)})( or equal to)? ((?:\\[a-z]+|[^A-Za-z])+)",
@@ -670,13 +681,14 @@ def spoken(text):
 
 LENGTH, MASS, TIME, MONEY = "length", "mass", "time", "money"
 MEASURES = {
-    LENGTH: "1e-9 nm nanometer|1e-6 um micrometer micron|1/1000 mm millimeter millimetre|1/100 cm centimeter "
-            "centimetre|1/10 dm decimeter|1 m meter metre|1000 km kilometer kilometre|0.0254 in inch "
-            "inches|0.3048 ft foot feet|0.9144 yd yard|1609.344 mi mile",
-    MASS: "1e-9 ug microgram|1e-6 mg milligram|1/1000 g gram|1 kg kilogram kilo|1000 tonne|0.45359237 lb lbs pound"
-          "|0.028349523125 oz ounce",
-    TIME: "1e-6 us microsecond|1/1000 ms millisecond|1 s sec second|60 min minute|3600 h hr hour|86400 d day"
-          "|604800 week wk",
+    LENGTH: "1e-9 nm nanometer|1e-6 um micrometer micron|1/1000 mm millimeter millimetre"
+            "|1/100 cm centimeter centimetre|1/10 dm decimeter|1 m meter metre"
+            "|1000 km kilometer kilometre|0.0254 in inch inches"
+            "|0.3048 ft foot feet|0.9144 yd yard|1609.344 mi mile",
+    MASS: "1e-9 ug microgram|1e-6 mg milligram|1/1000 g gram|1 kg kilogram kilo|1000 tonne"
+          "|0.45359237 lb lbs pound|0.028349523125 oz ounce",
+    TIME: "1e-6 us microsecond|1/1000 ms millisecond|1 s sec second|60 min minute"
+          "|3600 h hr hour|86400 d day|604800 week wk",
     "year": "1 yr year|1/12 month|10 decade|100 century centuries",
     MONEY: "1/100 cent ¢|1 dollar usd buck|1 euro eur|1 pound",
     "volume": "1 ml mL milliliter millilitre|1000 L l liter litre|3785 gal gallon|946 qt quart"
@@ -722,7 +734,8 @@ SPEEDS = re.compile(r"\b(m|k|km)ph\b")
 def unit(text):
     """(scale, ((measure, power), ...)) of "km/h", "square feet", "m s^{-2}"; None if it is none."""
     scale, powers, sign, prefix, last = Fraction(1), {}, 1, 1, ""
-    for part in UNIT_PART.finditer(SPEEDS.sub(lambda m: f"{'mi' if m[1] == 'm' else 'km'}/h", text)):
+    text = SPEEDS.sub(lambda m: f"{'mi' if m[1] == 'm' else 'km'}/h", text)
+    for part in UNIT_PART.finditer(text):
         if part["sign"]:
             if not last and part["sign"] != "/":
                 return None
@@ -753,15 +766,17 @@ LETTER_UNITS = frozenset("msghLNJWVAKC")
 UNIT_WORD = r"(?:[A-Za-z]{1,12}\.?|¢|Ω)(?: ?\^ ?(?:\{ ?-?\d ?\}|-?\d))?"
 AFTER_NUMBER = re.compile(
     rf"(?<=[\d)}}\]a-z]) ?(?:\\unit\{{[^{{}}]*\}}|(?<=[\d)}}\] ]){UNIT_WORD})"
-    rf"(?:(?: ?(?:/|\*|\\cdot) ?| per | )(?:\\unit\{{[^{{}}]*\}}|{UNIT_WORD})){{0,4}}(?![A-Za-z\\])")
+    rf"(?:(?: ?(?:/|\*|\\cdot) ?| per | )(?:\\unit\{{[^{{}}]*\}}|{UNIT_WORD})){{0,4}}"
+    r"(?![A-Za-z\\])")
 UNIT_TEXT = re.compile(
     r"\\(?:text\w*|mathrm|mbox|operatorname|rm) ?\{ ?((?:[^{}]|\{[^{}]*\})*?)[ .]*\}"
     r"((?: ?\^ ?(?:\{ ?-?\d ?\}|-?\d))?)")
+IN_UNIT = re.compile(r"\\(?:unit|text\w*) ?\{[^{]*$")
 COMMAND_END = re.compile(r"\\[a-z]+$")
 UNIT_FRACTION = re.compile(r"\\frac ?\{ ?\\unit\{([^{}]*)\} ?\} ?\{ ?\\unit\{([^{}]*)\} ?\}")
 RATE = re.compile(r"([A-Za-z]{3,}) ?/ ?([A-Za-z]{1,12})")  # people/km
-COMPOUND = re.compile(rf"(?<![\d.,])({NUM}) ?\\unit\{{([^{{}}]+)\}}(?: |,|and\b|\\text ?\{{ ?and ?\}})*"
-                      rf"({NUM}) ?\\unit\{{([^{{}}]+)\}}")
+COMPOUND = re.compile(rf"(?<![\d.,])({NUM}) ?\\unit\{{([^{{}}]+)\}}"
+                      rf"(?: |,|and\b|\\text ?\{{ ?and ?\}})*({NUM}) ?\\unit\{{([^{{}}]+)\}}")
 
 
 def with_units(text, letters=True):
@@ -779,8 +794,10 @@ def with_units(text, letters=True):
         inner = re.sub(r"[{}]", "", inner.replace("\\cdot", "*")).strip()
         words = re.findall("[A-Za-z]+", inner)
         before = text[:m.start()]
-        if before.rfind("{") > before.rfind("}") and re.search(r"\\(?:unit|text\w*) ?\{[^{]*$", before[-99:]) \
-                or before[-1:].islower() and (len(words[:1]) == 1 == len(words[0]) or not COMMAND_END.search(before[-30:])):
+        if before.rfind("{") > before.rfind("}") and IN_UNIT.search(before[-99:]):
+            return m[0]
+        one_letter = bool(words) and len(words[0]) == 1
+        if before[-1:].islower() and (one_letter or not COMMAND_END.search(before[-30:])):
             return m[0]
         marked = "\\unit" in m[0]
         if len(words) == 1 and len(words[0]) == 1 and not marked:
@@ -893,7 +910,8 @@ TOKEN = re.compile(r"""
   | [A-F]{1,9}\d[\dA-F]*_\{\ ?1[1-6]\ ?\}
   | (?:\d+(?:\.(?!\.)\d*)?|\.\d+)(?:[eE][-+]?\d+(?![\w.]))?
   | \\unit\{(?P<unit>[^{}]*)\}
-  | \\(?:text\w*|mbox|mathrm|operatorname\*?|mathit|mathsf|emph)\s*\{(?P<text>(?:[^{}]|\{[^{}]*\})*)\}
+  | \\(?:text\w*|mbox|mathrm|operatorname\*?|mathit|mathsf|emph)
+    \s*\{(?P<text>(?:[^{}]|\{[^{}]*\})*)\}
   | \\[A-Za-z]+ | \\\\(?:\[[^\]]*\])? | \\[^A-Za-z]
   | (?P<word> [A-Za-z]+)
   | <=|>=|!=|==|:=|<>|\*\*|\.\.\.|\S""", re.X | re.ASCII)
@@ -904,7 +922,8 @@ SAME = dict(pair.split() for pair in r"""** ^|\cdot *|\times *|\ast *|\div /|\co
     |\lbrace \{|\rbrace \}|\lbrack [|\rbrack ]|\cupdot \cup|\bigcup \cup|\backslash \setminus
     |\varnothing \emptyset|\oslash \emptyset|\ldots ...|\dots ...|\cdots ...|\% %|\lg \log
     |\mod \bmod|\prime '|\varphi \phi|\varepsilon \epsilon|\to ->|\rightarrow ->|\& and|\_ _
-    |\circ *|\pod \pmod|\overrightarrow \vec|\widehat \hat|\widetilde \tilde""".split("|")) | dict.fromkeys(("\\lvert", "\\rvert", "\\vert"), "|")
+    |\circ *|\pod \pmod|\overrightarrow \vec|\widehat \hat|\widetilde \tilde
+    """.split("|")) | dict.fromkeys(("\\lvert", "\\rvert", "\\vert"), "|")
 SPELLED = {  # words -> the token they stand for
     "and": "and", "or": "or", "percent": "%", "percentage": "%", "pct": "%", "oo": "\\infty",
     "degrees": "\\degree", "degree": "\\degree", "infinity": "\\infty", "inf": "\\infty",
@@ -914,8 +933,9 @@ SPELLED = {  # words -> the token they stand for
        "mu phi omega sigma rho tau".split()}}
 JOINT = re.compile(r"(?:(?<= )|^)(and|or)(?= |$)")
 UNITS = frozenset("mph kph usd am pm sq cu".split())
-SHORT_WORDS = frozenset("so to it by at my we he she are was has but its yes no bc ad bce ce up red hot cold odd even non not one if an the for "
-                        "is of to each per day men boy win".split())
+SHORT_WORDS = frozenset(
+    "so to it by at my we he she are was has but its yes no bc ad bce ce up red hot cold "
+    "odd even non not one if an the for is of to each per day men boy win".split())
 LEADING = UNNAMED | OPPOSITES.keys() | LIMITING | frozenset(
     "rs point points pair ordered interval set value number equation line vector matrix".split())
 KNOWN_WORDS = frozenset(  # that do not make prose of an answer
@@ -925,7 +945,8 @@ KNOWN_WORDS = frozenset(  # that do not make prose of an answer
 RELATIONS = ("=", "~", "<", ">", "<=", ">=", "!=", "\\in", "->")
 OPERATORS = (("\\cup", "\\cap", "\\setminus"), ("+", "-"))
 FUNCTIONS, UNKNOWN, LETTERS = (frozenset("\\" + word for word in words.split()) for words in (
-    "sin cos tan cot sec csc arcsin arccos arctan ln log exp sinh cosh tanh max min gcd lcm floor ceil abs cbrt",
+    "sin cos tan cot sec csc arcsin arccos arctan ln log exp sinh cosh tanh max min gcd lcm floor "
+    "ceil abs cbrt",
     "overline vec hat bar overrightarrow widehat tilde underline mathcal lim sum prod int det",
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau "
     "upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell ldots "
@@ -949,7 +970,8 @@ NAME = re.compile(
     rf"{LETTER}(?::{LETTER})*|\({LETTER}(?:,{LETTER})*\)|\|{LETTER}\|"
     r"|(?:[A-Zfgh]|\\Pr)'*(?:\^\{?-1\}?)?(?:\([^=]{1,60}\)|\[[^=]{1,60}\])"
     r"|P\((?:[^=]|(?<=[<>])=){1,60}\)|\([fgh](?:\*[fgh])+\)\([^=]{1,60}\)"
-    r"|(?:\\frac\{d(?:\^\d)?[a-z]?\}\{d[a-z](?:\^\d)?\}|d[a-z]/d[a-z])(?:[a-z](?:\([a-z]\))?|\([a-z]\))?"
+    r"|(?:\\frac\{d(?:\^\d)?[a-z]?\}\{d[a-z](?:\^\d)?\}|d[a-z]/d[a-z])"
+    r"(?:[a-z](?:\([a-z]\))?|\([a-z]\))?"
     rf"|\\(?:sin|cos|tan|cot|sec|csc)\(?{LETTER}\)?")
 
 
@@ -1291,7 +1313,7 @@ class Parser:
             return self.matrix(cases=token == "\\begincases")
         if len(token) == 1 and token.isalpha() or token in LETTERS:
             return Node("name", (token,))
-        raise Unreadable(f"{token!r} was not expected" if token else "something is missing at the end")
+        raise Unreadable(f"{token!r} was not expected" if token else "something is missing")
 
     def unknown(self, name):
         """\\sum_{k=1}^{10} k^2 and \\prod are computed; \\lim, \\int, \\vec are only compared."""
@@ -1373,9 +1395,10 @@ class Parser:
         return (mids or bars or [0])[0] if mids or len(bars) % 2 else 0
 
     def builder(self, bar):
-        """{x in R | 1 < x} is that interval; {2n : n in Z} keeps its parts, its n called "bound"."""
+        """{x in R | 1 < x} is that interval; {2n : n in Z} keeps its parts, n called "bound"."""
         end = next(i for i in range(bar, len(self.tokens)) if self.tokens[i] in ("\\}", ""))
-        before = [token for token in self.tokens[self.at:bar] if len(token) == 1 and token.isalpha()]
+        before = [token for token in self.tokens[self.at:bar]
+                  if len(token) == 1 and token.isalpha()]
         if len(set(before)) == 1:
             self.tokens[self.at:end] = ["\\bound" if token == before[0] else token
                                         for token in self.tokens[self.at:end]]
@@ -1983,7 +2006,7 @@ def equal(a, b):
 
 
 def differing_texts(a, b):
-    """Two different texts, or a word against a value. A whole phrase may well contain that value."""
+    """Two different texts, or a word against a value. A whole phrase may contain that value."""
     phrase = a if a.op == "text" else b
     if a.op != b.op and len(phrase.args[0].split()) > 2:
         raise Unreadable("words against a value")
@@ -2234,7 +2257,8 @@ def grade(gold: str, response: str):
 
 MARKUP = re.compile(r"\\text\w*\{|\\boxed\{|[*_`$]")
 SUBJECT = r"(?:answer|solution|result|calculation|conclusion|problem|response)"
-FAULT = r"(?:contains?|has|have|makes?|made)\s+(?:an?|some|several|the)\s+(?:\w+\s+)?(?:error|mistake)s?"
+FAULT = (r"(?:contains?|has|have|makes?|made)\s+(?:an?|some|several|the)\s+(?:\w+\s+)?"
+         r"(?:error|mistake)s?")
 GOOD = r"correct(?:ly)?|right|accurate|valid|verified|confirmed|true|sound"
 BAD = r"incorrect(?:ly)?|wrong|inaccurate|invalid|false|mistaken|erroneous|flawed|fails?"
 VERDICT = re.compile(rf"""
@@ -2242,8 +2266,9 @@ VERDICT = re.compile(rf"""
               (?:verify|verified|confirm|confirmed)\b (?:[^.!?\n]|\.\d){{0,200}}
              | \bcorrect\s+{SUBJECT}\s+(?:is|should\s+be|would\s+be)\b[^.!?\n]{{1,40}}?
                (?:,\s+not\b|\binstead\s+of\b|\brather\s+than\b) )
-  | (?P<flawless> \bnothing\s+(?:is\s+)?(?:{BAD})\s+(?:with|in|about)\b[^.!?\n]{{0,20}}?\b{SUBJECT}\b
-                | \bno\s+(?:mistakes?|errors?|faults?)\s+(?:in|with)\b[^.!?\n]{{0,20}}?\b{SUBJECT}\b )
+  | (?P<flawless> (?: \bnothing\s+(?:is\s+)?(?:{BAD})\s+(?:with|in|about)\b
+                    | \bno\s+(?:mistakes?|errors?|faults?)\s+(?:in|with)\b )
+                  [^.!?\n]{{0,20}}?\b{SUBJECT}\b )
   | \b{SUBJECT}\b                                               # the answer, 12, is (not) correct
     (?P<middle> (?: [^.!?\n,;] | \.\d | ,\d | ,\s[^,.!?;\n]{{1,40}},
                   | ,\s+(?=which|indeed|therefore|in\s+fact) ){{0,80}}? )
@@ -2256,8 +2281,10 @@ VERDICT = re.compile(rf"""
   | (?P<before> \b(?:is|are|was|be|n[o']t|seems|being)\s+(?:\w+\s+){{0,2}}?)
     (?:(?P<good_one>correct|right|valid)|incorrect|wrong|invalid)\s+(?:final\s+)?{SUBJECT}\b
 """, re.I | re.X)
-NEGATION = re.compile(r"\b(?:not|never|no\s+longer|cannot|neither|hardly|fails?\s+to|far\s+from"
-                      r"|almost|nearly|partly|partially|only\s+half|close\s+to|by\s+no\s+means|in\s+no\s+way|anything\s+but|nowhere\s+near)\b|n't\b", re.I)
+NEGATION = re.compile(
+    r"\b(?:not|never|no\s+longer|cannot|neither|hardly|fails?\s+to|far\s+from|almost|nearly|partly"
+    r"|partially|only\s+half|close\s+to|by\s+no\s+means|in\s+no\s+way|anything\s+but"
+    r"|nowhere\s+near)\b|n't\b", re.I)
 DISBELIEF = re.compile(
     r"(?:\b(?:do|does|did|can|could|would)(?:n't|\s+not)|\bcannot)\s+(?:\w+\s+)?"
     r"(?:think|believe|agree|say|see|find|accept)\b[^.!?\n,;]{0,20}$"

@@ -48,7 +48,7 @@ def judged(judge, rows):
 
 
 def pairs_per_second(judge, rows, count):
-    """Measured on golds and answers of different rows, so that no shortcut for equal texts helps."""
+    """Measured on golds and answers of different rows: no shortcut for equal texts helps."""
     golds = [gold for gold, _, _ in rows]
     random.Random(0).shuffle(golds)
     pairs = list(zip(golds, (text for _, text, _ in rows)))[:count]
