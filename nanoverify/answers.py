@@ -86,9 +86,11 @@ FILLER = (r"(?:[\s*:}]|\b(?:indeed|therefore|thus|simply|just|clearly|exactly|eq
 PHRASE = re.compile(rf"""
     (?: (?<!you\ )(?<!they\ )(?<!who\ )(?<!to\ )\banswers?\b  # the answer
         (?: \s[^.\n:=]{{1,80}}? )??                                # to the question
-        (?: \s(?:is|are|was|be|equals|becomes)\b | \s?[:=] | (?<=answer)\s?[-–—]\s )
+        (?: \s(?:is|are|was|be|equals|becomes|comes(?:\ out)?\ to)\b | \s?(?:=>|->|[:=→])
+          | (?<=answer)(?:\s?[-–—]|\])\s )
       | \bans(?:\.\s | \b\.?\s?(?:[:=]|-\s|is\b))                 # Ans: 5
       | \b(?:correct|right|best|my)\s(?:option|choice)(?:\sis\b|:)  # the correct option is (B)
+      | \b(?:choose|pick|select)\s(?:option\s|choice\s|answer\s)?(?=\(?(?-i:[A-J])\b)
       | ^[\ \t]*A:
       | (?P<heading> ^[\#*\s]*(?:the\s)?(?:final\s)?answer[\s*]*$ )  # ## Final answer
     ) {FILLER}
@@ -98,18 +100,18 @@ TURNED = re.compile(  # 80 is the answer, option (B) is correct
     r"(?:\b(?:option|choice) |^)(\(?[A-J]\)?) is (?:the )?(?:correct|right)\b"
     r"|(?<!\S)([^\s,;]{1,60}) (?:is|are) (?:indeed |then |therefore )?(?:the|our|my) "
     r"(?:final |correct |right )*(?:answer|option|choice)\b", re.I)
-KEYWORD = re.compile(r"nswer|\bans\b|option|choice|correct|right|\bA:", re.I)
+KEYWORD = re.compile(r"nswer|\bans\b|option|choice|choose|pick|select|correct|right|\bA:", re.I)
 CHECKING = re.compile(  # let me check my answer: 2 * 5 = 10
     r"\b(?:check|verif|confirm|test|substitut|plug|prov|try|express|multipl"
     r"|convert|divid)\w*\b[^.!?\n]{0,40}$", re.I)
 CHECK_LINE = re.compile(
-    r"^[#* ]*(?:check(?:ing)?\b|verif|proof\b|(?:to|let(?:'s| us| me)|we(?: can| may)?|now,?)"
+    r"(?:^[#* ]*|(?<=[.!?] ))(?:check(?:ing)?\b|verif|proof\b|(?:to|let(?:'s| us| me)|we(?: can| may)?|now,?)"
     r" (?:double-?)?(?:check|verify|confirm)\b)", re.I | re.M)
 SENTENCE_END = re.compile(
     r"(?<!\bsq)(?<!\bcu)(?<!\bapprox)(?<!\bi\.e)(?<!\be\.g)[.?](?=\s|$|[A-Z][a-z])"
     r"|(?<![\\)!])!+(?= ?(?:[^\s=*/+-]|$))(?=\s|$)|\n|</")
 REASON = re.compile(  # what follows explains; the answer is over
-    r",? (?:(?:\d+ |some |half )?of (?:which|whom|them|these)|including|such as|due to)\b"
+    r",? (?:(?:\d+ |some |half |out )?of (?:which|whom|them|these)|including|such as|due to)\b"
     r"|, (?:the|an?) (?=[a-z]{2})|[,;] (?:note|leaving|namely|using|given|followed by|recall)\b"
     r"|,? \(?(?:because|since|as|so|which|where|whereas|when|while|but|for|after|thus"
     r"|hence|therefore|giving|meaning|making|instead of|rather than|in total|in all|altogether"
@@ -132,11 +134,12 @@ CONNECTIVE = re.compile(
 DURATION = re.compile(  # a total of $240 in 3 days
     r" (?:in|over|within|during) (?:the )?(?:last |first |next )?\d+ "
     r"(?:second|minute|hour|day|week|month|year)s?\b[. ]*$", re.I)
+PAID_FOR = re.compile(r"(?<=\d) for (?:the |all )?\d+ [a-z]+(?: [a-z]+)?[. ]*$")  # $450 for 3 nights
 ODDS = re.compile(r"\d+ (?:in|out of|to) \d+")
 ALTERNATIVE = re.compile(r",? or ", re.I)
 SAID_OF = re.compile(  # the larger is 5
     r"(?:the )?([A-Za-z]+) (?:one |number |value )?(?:is|are|was) ([^\n]{1,60})", re.I)
-YES = re.compile(r"(yes|no|true|false)\b[,.;:!]", re.I)
+YES = re.compile(r"(yes|no|true|false)\b(?:[,.;:!][^\d\\$]*$|,? (?:because|since|as)\b)", re.I)
 THE_ROOTS = re.compile(  # x = 2 and x = 3 are the solutions
     r"(?:^|[.\n] ?|\b(?:so|thus|hence|therefore),? )([^.\n]{1,120}?) (?:is|are) (?:the|our|all) "
     r"(?:only |real ){0,2}(?:solutions?|roots?|zeros?|answers)\b[^.\n]{0,40}\.?$", re.I)
@@ -150,12 +153,14 @@ VERB = re.compile(
 AMOUNT = r"(?:\d{1,3}(?:[ ,]\d{3})+(?![\d,])|\d[\d,]*\d|\d)(?:\.\d+)?|\.\d+"
 PLAIN = rf"(?:(?<![\w)])[-+])?(?:\\?\$|€|£)?(?:{AMOUNT})(?:/\d+)?%?"
 NUMBER = re.compile(rf"(?<![A-Za-z0-9_.,{{^\\]){PLAIN}(?![_^{{}}\\])")
+ENDINGS = ((ASIDE_SUM, NUMBER), (DURATION, NUMBER), (PAID_FOR, re.compile(r"\$ ?[\d,.]*\d$")))
 RESULT = re.compile(rf"= ?(-?(?:\\?\$|€|£)? ?-?(?:{AMOUNT})%?)(?! ?[-+*/] ?\d)")
 SOLVED = re.compile(rf"(?<![\d.,])({PLAIN}) ?= ?[A-Za-z][.]?$")  # 20 = x
 PARTING = re.compile(r"[,;]|\band\b|\bor\b")
 STOP = re.compile(r"[.!?] +(?=[A-Z])")
 PROSE = re.compile(r"[A-Za-z]{2}|:|^\$?[\d.].*=|^[^A-Za-z(\[]*$")
-BECAUSE = re.compile(r",? because\b|,? (?:\d+ |some |half )?of (?:which|whom)\b", re.I)
+BECAUSE = re.compile(r",? because\b|,? (?:\d+ |some |half |out )?of (?:which|whom)\b"
+                     r"|,? (?:and )?(?:not|instead of|rather than) (?=\W{0,2}\d)", re.I)
 MATH = re.compile(r"[\d\\$]")
 
 
@@ -312,7 +317,7 @@ def final(text, stated=False):
     claim = NOT_BUT.sub("", text, count=1) if NOT_BUT.match(text) else text
     if opening := CONNECTIVE.match(claim):
         claim = claim[opening.end():]
-    if (said := YES.match(claim)) and not MATH.search(claim):
+    if said := YES.match(claim):
         return said[1]
     if (roots := THE_ROOTS.search(claim[-300:])) and bare(roots[1]):
         return roots[1]
@@ -385,8 +390,9 @@ def last_value(text, stated=False):
     cut = BECAUSE.search(line)
     if cut and NUMBER.search(line[:cut.start()]):
         line = line[:cut.start()]
-    for ending in (ASIDE_SUM.search(line), DURATION.search(line)):
-        if ending and NUMBER.search(line[:ending.start()]):
+    for pattern, needed in ENDINGS:
+        ending = pattern.search(line)
+        if ending and needed.search(line[:ending.start()]):
             line = line[:ending.start()]
     spans, numbers = formulas(line), list(NUMBER.finditer(line))
     if spans and (not numbers or numbers[-1].start() < spans[-1][1]):
@@ -513,7 +519,7 @@ TURNED_ENDS = re.compile(rf"([\[\]])({ENDS}[,;]{ENDS})([\[\]])")  # ]0, 1[
 PAIR = r"(?:(?<=[(\[])|(?<=[(\[]-)|(?<=\\\{)|(?<=\\\{-))[\d,]+(?:[)\]]|\\\})"  # (1,234) is a point
 GROUPED = re.compile(rf"(?<![\d.,])(?!{PAIR})\d{{1,3}}(?:,\d{{3}})+(?![\d,])")
 SPACED = re.compile(r"(?<![\d.,_^/}] )(?<![\d.,_^/])\b\d{1,3}(?: \d{3})+(?![\d,/^]| \d)")  # 1 234
-DOLLARS = re.compile(r"\\?\$ ?(\d[\d,]*(?:\.\d+)?)")
+MONEY_SIGN = re.compile(r"\\?([$€¥₹]) ?(\d[\d,]*(?:\.\d+)?)")
 TEXT = re.compile(r"\\(?:text\w*|mbox|mathrm|emph)\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 
 
@@ -542,8 +548,8 @@ def clean(text, grouped=True):
     text = text.strip().rstrip(" .,;:")
     if "[" in text or "]" in text:
         text = outward(text)
-    if money := DOLLARS.fullmatch(raw):
-        text = f"{money[1]} \\unit{{dollar}}"
+    if money := MONEY_SIGN.fullmatch(raw):
+        text = f"{money[2]} \\unit{{{SIGNS[money[1]]}}}"
     text = SPACED.sub(lambda m: m[0].replace(" ", ""), text)
     return GROUPED.sub(lambda m: m[0].replace(",", ""), text) if grouped else text
 
@@ -567,8 +573,9 @@ SMALL = {word: value for value, word in enumerate(
 TENS = {word: 20 + 10 * i for i, word in enumerate(
     "twenty thirty forty fifty sixty seventy eighty ninety".split())}
 LARGE = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-PARTS = {"half": 2, "halves": 2, "third": 3, "thirds": 3, "quarter": 4, "quarters": 4, "fifth": 5,
-         "fifths": 5, "sixth": 6, "sixths": 6, "eighth": 8, "eighths": 8, "tenth": 10, "tenths": 10}
+PARTS = {"half": 2, "halves": 2, "quarter": 4} | {part: i for i, part in enumerate(
+    "third fourth fifth sixth seventh eighth ninth tenth".split(), 3)}
+PARTS |= {part + "s": value for part, value in PARTS.items() if part[-1] != "s" and value > 2}
 COUNTING = SMALL.keys() | TENS.keys() | LARGE.keys()
 BASES = {"binary": 2, "octal": 8, "hexadecimal": 16} | {
     word: value for word, value in SMALL.items() if value > 1} | {"sixteen": 16}
@@ -586,6 +593,7 @@ SETS = [(re.compile(pattern, re.I), replacement) for pattern, replacement in (
     (rf"{ALL}(positive|negative|non-?(?:zero|negative|positive)) (?:reals?|real numbers?)"
      r"(?: [a-z])?",
      lambda m: SIGNED[m[1].lower().replace("-", "")]),
+    (r"(?:the set of )?(?:all|any) (?:the )?integers", r"\\integers"),
     (rf"(?:{ALL}(?:reals?|real numbers?|numbers?) (?:[a-z] )?|[a-z] (?:is )?)?(?:that (?:is|are) )?"
      rf"({'|'.join(BOUNDS)})( or equal to)? ((?:\\[a-z]+|[^A-Za-z])+)",
      lambda m: f"x {BOUNDS[m[1].lower()]}{'=' if m[2] else ''} {m[3]}"),
@@ -603,7 +611,8 @@ SENTENCES = SETS + [(re.compile(pattern, re.I), replacement) for pattern, replac
     (r"d\.?n\.?e|(?:the limit )?(?:does not|doesn't) exist", "does not exist"),
     (r"(?:there (?:are|is) )?(?:infinitely many|an infinite number of|infinite(?= solution))"
      r"(?: [a-z]+){0,2}", "infinitely many"),
-    (r"(?:an?|one|1)?[ -]?half", "1/2"),
+    (r"half", "1/2"),
+    (rf"(?:an?|one|1)[ -]({'|'.join(PARTS)})", lambda m: f"1/{PARTS[m[1].lower()]}"),
     (rf"({NUM}) (?:out of|of every) (?:a total of )?({NUM})", r"\1/\2"),
     (rf"(1) in ({NUM})", r"\1/\2"),
     (rf"({NUM}) to ({NUM})(?: to ({NUM}))?",
@@ -690,7 +699,7 @@ MEASURES = {
     TIME: "1e-6 us microsecond|1/1000 ms millisecond|1 s sec second|60 min minute"
           "|3600 h hr hour|86400 d day|604800 week wk",
     "year": "1 yr year|1/12 month|10 decade|100 century centuries",
-    MONEY: "1/100 cent ¢|1 dollar usd buck|1 euro eur|1 pound",
+    MONEY: "1/100 cent ¢|1 dollar usd buck|1 euro eur|1 yen|1 rupee",
     "volume": "1 ml mL milliliter millilitre|1000 L l liter litre|3785 gal gallon|946 qt quart"
               "|473 pt pint",
     "current": "1 A amp ampere|1/1000 mA", "voltage": "1 V volt|1000 kV", "kelvin": "1 K kelvin",
@@ -701,7 +710,8 @@ MEASURES = {
     "resistance": "1 ohm Ω", "celsius": "1 degC celsius", "fahrenheit": "1 degF fahrenheit",
     "angle": "1 rad radian", "area": "1 acre|1 hectare ha",
     "data": "1 bit|8 byte|8000 kB|8000000 MB|8000000000 GB", "unit": "1 unit"}
-DIFFERENT_MONEY = {"euro": "euro", "eur": "euro"}
+DIFFERENT_MONEY = {name: name for name in ("euro", "yen", "rupee")}
+SIGNS = {"$": "dollar", "€": "euro", "¥": "yen", "₹": "rupee"}
 
 
 def unit_table():
@@ -1050,6 +1060,8 @@ def read(text: str, marks=True, letters=True) -> Node:
         trees.append(parser.statement(("",)))
         parser.expect("")
     versions = both(trees[0], trees[-1])
+    if all(version.op == "relation" and version.args[0] == ("!=",) for version in versions):
+        return both_hold(versions)  # x is neither 2 nor -2
     return versions[0] if len(versions) == 1 else Node("list", tuple(versions))
 
 
@@ -1106,6 +1118,8 @@ def plus(a, b, sign="+"):
     """The sum, or difference; of matrices and vectors entry by entry."""
     if a.op == b.op and a.op in ("tuple", "matrix") and len(a.args) == len(b.args):
         return Node(a.op, tuple(plus(x, y, sign) for x, y in zip(a.args, b.args)))
+    if sign == "-" and b.op == "set" and a.op in ("interval", "set", "\\cup"):
+        sign = "\\setminus"
     return Node(sign, (a, b))
 
 
@@ -1612,6 +1626,13 @@ def sine(x):
     return total
 
 
+def hyperbolic(sign, x):
+    """cosh or sinh; of large numbers they differ too little for 50 digits."""
+    if abs(x) > 10:
+        raise Unreadable("a hyperbolic function of a large number")
+    return (x.exp() + sign * (-x).exp()) / 2
+
+
 def whole(x):
     if type(x) is not Fraction or x.denominator != 1:
         raise Unreadable("no whole number")
@@ -1627,7 +1648,8 @@ OPERATIONS = {
     "\\cot": lambda x: divide(COS(x), SIN(x)), "\\sec": lambda x: divide(ONE, COS(x)),
     "\\csc": lambda x: divide(ONE, SIN(x)), "\\ln": real(Decimal.ln, cmath.log),
     "\\arcsin": cmath.asin, "\\arccos": cmath.acos, "\\arctan": cmath.atan,
-    "\\sinh": cmath.sinh, "\\cosh": cmath.cosh, "\\tanh": cmath.tanh,
+    "\\sinh": real(partial(hyperbolic, -1), cmath.sinh), "\\tanh": cmath.tanh,
+    "\\cosh": real(partial(hyperbolic, 1), cmath.cosh),
     "\\max": lambda *x: max(x, key=decimal), "\\min": lambda *x: min(x, key=decimal),
     "\\floor": lambda x: Fraction(math.floor(integral(x))),
     "\\ceil": lambda x: Fraction(math.ceil(integral(x))), "\\bmod": widened(operator.mod),
@@ -1882,6 +1904,8 @@ def same_name(a, b):
         return True
     if type(a) is frozenset:
         return bool(a & b)
+    if any(map(re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)").match, (a, b))):
+        return False
     bases = [re.match(r"\\?[A-Za-z]+|\W", name)[0] for name in (a, b)]
     rests = [re.sub(r"\([a-z]\)", "", name[len(base):]) for name, base in zip((a, b), bases)]
     if bases[0] == bases[1]:
@@ -2186,8 +2210,7 @@ def compare(gold: str, response: str):
 
 def one_of_equals(gold, joined):
     """Two boxes with one value, in two spellings, are one answer."""
-    last = extract(gold)
-    if last == joined or gold.count("box") < 2:
+    if gold.count("box") < 2 or (last := extract(gold)) == joined:
         return joined
     found = beside(gold, boxes(gold))
     with localcontext(CONTEXT):
@@ -2271,7 +2294,7 @@ VERDICT = re.compile(rf"""
                   [^.!?\n]{{0,20}}?\b{SUBJECT}\b )
   | \b{SUBJECT}\b                                               # the answer, 12, is (not) correct
     (?P<middle> (?: [^.!?\n,;] | \.\d | ,\d | ,\s[^,.!?;\n]{{1,40}},
-                  | ,\s+(?=which|indeed|therefore|in\s+fact) ){{0,80}}? )
+                  | ,\s+(?=which|but|indeed|therefore|in\s+fact) ){{0,80}}? )
     \b(?: (?P<good>{GOOD} | checks?\s+out | holds?(?:\s+up)?(?=\W*(?:[.!\n]|$))
                  | indeed(?=\s+[-\d\\(]) )
       | (?:{BAD}|{FAULT}) )\b
@@ -2282,11 +2305,12 @@ VERDICT = re.compile(rf"""
     (?:(?P<good_one>correct|right|valid)|incorrect|wrong|invalid)\s+(?:final\s+)?{SUBJECT}\b
 """, re.I | re.X)
 NEGATION = re.compile(
-    r"\b(?:not|never|no\s+longer|cannot|neither|hardly|fails?\s+to|far\s+from|almost|nearly|partly"
+    r"(?:\balmost|\bnearly),?\s+but\s+not\b|(?:n't|\bnot)\s+(?:even\s+)?close\s+to\b"
+    r"|\b(?:not|never|no\s+longer|cannot|neither|hardly|fails?\s+to|far\s+from|almost|nearly|partly"
     r"|partially|only\s+half|close\s+to|by\s+no\s+means|in\s+no\s+way|anything\s+but"
     r"|nowhere\s+near)\b|n't\b", re.I)
 DISBELIEF = re.compile(
-    r"(?:\b(?:do|does|did|can|could|would)(?:n't|\s+not)|\bcannot)\s+(?:\w+\s+)?"
+    r"(?:\b(?:do|does|did|ca|can|could|would)(?:n't|\s+not)|\bcannot)\s+(?:\w+\s+)?"
     r"(?:think|believe|agree|say|see|find|accept)\b[^.!?\n,;]{0,20}$"
     r"|(?<!\bno )(?<!\bnot )(?<!n't )\bdoubt\b[^.!?\n,;]{0,20}$", re.I)
 CONDITION = re.compile(r"\b(?:if|whether|is|suppose|assum\w+|unless|was|check|verify|see|does)\s+"

@@ -231,7 +231,8 @@ def rows(name):
 
 
 KNOWN_MISSES = {"options and yes/no": 1, "number words": 1, "units": 2, "cases and arrays": 1,
-                "thousands and bases": 2, "unreadable": 2, "lists": 2, "texts": 2}
+                "thousands and bases": 2, "unreadable": 2, "lists": 2, "texts": 2,
+                "where the answer is": 1}
 KINDS = sorted({row["category"] for row in rows("grading_cases.jsonl")})
 IN_ANY_FORM = ["So the answer is {}.", "The answer is {}. Let me check: 2 + 2 = 4, so it works.",
                "Answer: {}\n\nCheck: 3 * 4 = 12.", "**Final Answer**\n\n{}",
