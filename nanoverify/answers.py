@@ -116,7 +116,7 @@ REASON = re.compile(  # what follows explains; the answer is over
     r"|,? \(?(?:because|since|as|so|which|where|whereas|when|while|but|for|after|thus"
     r"|hence|therefore|giving|meaning|making|instead of|rather than|in total|in all|altogether"
     r"|that is|i\.e\.|e\.g\.)(?![\w.])|,? (?:and )?not\b", re.I)
-PAUSE = re.compile(r"; | -- | [–—] | - (?=[A-Za-z]{3})")  # perhaps an explanation
+PAUSE = re.compile(r"(?<!\\); | -- | [–—] | - (?=[A-Za-z]{3})")  # perhaps an explanation
 BRACKETED = re.compile(r" [(\[]([^()\[\]]{3,200})[)\]][*. ]*$")
 ASIDE_SUM = re.compile(  # 8 apples (12 - 4); 70 minutes (1 hour and 10 minutes)
     r"(?<=[a-z]{3}) \((?:[^()]{1,60}\d ?[-+*/×] ?\d[^(),]{0,60}"
@@ -890,6 +890,8 @@ UNNAMED = frozenset("the a an of in is are and total answer about approximately 
 
 def word_list(words):
     text = " ".join(word for word in words if word[:1] != '"').casefold()
+    if not text:
+        return []
     return re.findall(r"[a-z]+", re.sub(r"\bto the (left|right)\b", r"\1ward", text))
 
 
@@ -1498,6 +1500,8 @@ def grouped_by_names(items, borders):
 
 def literal(token):
     """12, 3.50, 1e3, 0.1(6), 101_2. Keeps the digits after the point, for rounding."""
+    if token.isdecimal():
+        return number(int(token))
     if "_" in token:
         digits, base = token.split("_")
         return number(int(digits, int(base.strip("{} "))))
