@@ -8,6 +8,7 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -294,6 +295,26 @@ def test_guesses_never_come_twice():
         said = [piece for piece, learn in pieces if learn]
         assert 3 <= len(said) == len(set(said)) and pieces[-1][1]
         assert all(piece.startswith("The answer is ") for piece in said)
+
+
+def test_own_mistakes(monkeypatch):
+    """Bug: a right, cut, unreadable or retried answer counts as a mistake, a rare one comes first,
+    or one comes twice."""
+    def said(answer, right=False, finished=True, actions=1):
+        solve = SimpleNamespace(answer=answer, right=right, text=f"The answer is {answer}.")
+        return SimpleNamespace(solves=[solve], finished=finished, actions=[solve] * actions)
+
+    row = [said("7"), said("8"), said("5"), said("8"), said("6", right=True), said("?"),
+           said("9", finished=False), said("4", actions=2), said("8")]
+    rows = iter([row, [said("6", right=True)] * 9])
+    puzzles = iter([("linear", 1, {"x": 6}, "first"), ("linear", 1, {"x": 6}, "second")])
+    monkeypatch.setattr(pretrain, "train_puzzle", lambda rng: next(puzzles))
+    monkeypatch.setattr(pretrain, "respond", lambda *_: list(rows))
+    found = pretrain.own_mistakes(None, None, random.Random(0), 2)
+    mistakes = [("The answer is 8.", 8), ("The answer is 7.", 7), ("The answer is 5.", 5)]
+    assert found == [("linear", {"x": 6}, "first", mistakes)]
+    assert pretrain.readable("3 * (4", "countdown") is None
+    assert pretrain.readable("3 * 4", "countdown") == "3 * 4"
 
 
 def test_conversations_do_not_teach_the_method():
