@@ -105,7 +105,8 @@ CHECKING = re.compile(  # let me check my answer: 2 * 5 = 10
     r"\b(?:check|verif|confirm|test|substitut|plug|prov|try|express|multipl"
     r"|convert|divid)\w*\b[^.!?\n]{0,40}$", re.I)
 CHECK_LINE = re.compile(
-    r"(?:^[#* ]*|(?<=[.!?] ))(?:check(?:ing)?\b|verif|proof\b|(?:to|let(?:'s| us| me)|we(?: can| may)?|now,?)"
+    r"(?:^[#* ]*|(?<=[.!?] ))(?:check(?:ing)?\b|verif|proof\b"
+    r"|(?:to|let(?:'s| us| me)|we(?: can| may)?|now,?)"
     r" (?:double-?)?(?:check|verify|confirm)\b)", re.I | re.M)
 SENTENCE_END = re.compile(
     r"(?<!\bsq)(?<!\bcu)(?<!\bapprox)(?<!\bi\.e)(?<!\be\.g)[.?](?=\s|$|[A-Z][a-z])"
@@ -134,7 +135,8 @@ CONNECTIVE = re.compile(
 DURATION = re.compile(  # a total of $240 in 3 days
     r" (?:in|over|within|during) (?:the )?(?:last |first |next )?\d+ "
     r"(?:second|minute|hour|day|week|month|year)s?\b[. ]*$", re.I)
-PAID_FOR = re.compile(r"(?<=\d) for (?:the |all )?\d+ [a-z]+(?: [a-z]+)?[. ]*$")  # $450 for 3 nights
+PAID_FOR = re.compile(  # $450 for 3 nights
+    r"(?<=\d) for (?:the |all )?\d+ [a-z]+(?: [a-z]+)?[. ]*$")
 ODDS = re.compile(r"\d+ (?:in|out of|to) \d+")
 ALTERNATIVE = re.compile(r",? or ", re.I)
 SAID_OF = re.compile(  # the larger is 5
