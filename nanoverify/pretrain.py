@@ -2,11 +2,11 @@
 
 From worked examples of the training split it learns what a base model can do before the three stages:
 
-    solve        the first steps written, the last one done in the head, so that many answers are near misses
+    solve        steps written; in most families the last one is done in the head, so many answers are near misses
     check        put a given answer back into the question; or, less often, solve it again and compare
     chat         find the answer it gave some lines above when asked to check it, and give another one when told to;
-                 from the middle of the run on, the wrong answers in these conversations are its own
-    guess        another number than those that were wrong
+                 after a third of the run most wrong answers in these conversations are its own
+    guess        a game: another number than those that were wrong
     drills       the arithmetic below all that
 
 It never checks or retries unasked, and the phrases that open these actions never come in use: that is what the stages
@@ -74,7 +74,7 @@ def near_miss(rng, numbers: dict, level: int, known=()):
     while True:
         if "target" in numbers:
             tries = [expression(rng, numbers["numbers"]) for _ in range(rng.randint(1, 5))]
-            wrong, value, _ = min(tries, key=lambda one: (one[1] == numbers["target"], abs(one[1] - numbers["target"])))
+            wrong, value = min(tries, key=lambda one: (one[1] == numbers["target"], abs(one[1] - numbers["target"])))
             if value == numbers["target"]:
                 continue
             if rng.random() < 0.1:  # one number twice, or none of the list
@@ -120,7 +120,7 @@ def near_misses(rng, family: str, numbers: dict, level: int, count: int) -> list
 
 
 def guess(rng) -> list[Piece]:
-    """A guessing game. Its answers never come twice, which a conversation about a puzzle teaches only slowly."""
+    """A guessing game, in which no answer comes twice."""
     low = rng.randint(1, 10)
     numbers = rng.sample(range(low, low + rng.randint(6, 14)), rng.randint(3, 6))
     pieces = [("<|user|>Guess my number.", False)]

@@ -279,41 +279,48 @@ shopping = Family(
 # ---- Countdown: the answer is an expression --------------------------------------------------------------------------
 
 HOW_MANY = {1: 2, 2: 2, 3: 3, 4: 3, 5: 3}  # numbers to be used, by level
-UP_TO = {1: 9, 2: 12, 3: 6, 4: 9, 5: 12}
+UP_TO = {1: 9, 2: 12, 3: 6, 4: 9, 5: 12}  # each of them, from 2 on
 LARGEST = 120  # of all that is computed on the way
 
 
+def calculate(a: int, sign: str, b: int) -> int:
+    return a + b if sign == "+" else a - b if sign == "-" else a * b
+
+
+def result(step: str) -> int:
+    """'3 + 5 = 8.' -> 8"""
+    return int(step[:-1].split(" = ")[1])
+
+
 def combine(rng, numbers):
-    """A random expression that uses each number once: (its text, its value, the sign it was joined with, its steps)."""
+    """A random expression that uses each number once: (its text, its value, the sign it was joined with)."""
     if len(numbers) == 1:
-        return str(numbers[0]), numbers[0], "", []
+        return str(numbers[0]), numbers[0], ""
     cut = rng.randint(1, len(numbers) - 1)
     left, right = combine(rng, numbers[:cut]), combine(rng, numbers[cut:])
     sign = rng.choice("+-*")
     if sign == "-" and left[1] < right[1]:
         left, right = right, left
-    a, b = left[1], right[1]
-    value = a + b if sign == "+" else a - b if sign == "-" else a * b
     brackets_left = sign == "*" and left[2] in ("+", "-")
     brackets_right = right[2] in ("+", "-") and sign != "+" or right[2] == "*" and sign == "*"
     texts = [f"({side[0]})" if bracket else side[0]
              for side, bracket in ((left, brackets_left), (right, brackets_right))]
-    return f"{texts[0]} {sign} {texts[1]}", value, sign, [*left[3], *right[3], f"{a} {sign} {b} = {value}."]
+    return f"{texts[0]} {sign} {texts[1]}", calculate(left[1], sign, right[1]), sign
 
 
 def expression(rng, numbers):
-    """(text, value, steps) of a random expression of these numbers, none of whose values is above LARGEST."""
+    """(text, value) of a random expression of these numbers; nothing on the way is above LARGEST."""
     while True:
-        text, value, _, steps = combine(rng, rng.sample(numbers, len(numbers)))
-        if all(int(step[:-1].split(" = ")[1]) <= LARGEST for step in steps):
-            return text, value, steps
+        text, value, _ = combine(rng, rng.sample(numbers, len(numbers)))
+        if all(result(step) <= LARGEST for step in steps_of(text)):
+            return text, value
 
 
 def draw_countdown(rng, level):
     value = 0
     while value < 1:
         numbers = [rng.randint(2, UP_TO[level]) for _ in range(HOW_MANY[level])]
-        text, value, _ = expression(rng, numbers)
+        text, value = expression(rng, numbers)
     return {"listed": list_of(sorted(numbers)), "target": value, "numbers": tuple(sorted(numbers))}, text
 
 
@@ -328,7 +335,7 @@ def steps_of(text: str) -> list[str]:
 
     def reduce():
         sign, b, a = signs.pop(), values.pop(), values.pop()
-        values.append(a + b if sign == "+" else a - b if sign == "-" else a * b)
+        values.append(calculate(a, sign, b))
         steps.append(f"{a} {sign} {b} = {values[-1]}.")
 
     for part in text.replace("(", "( ").replace(")", " )").split():
@@ -354,7 +361,7 @@ def check_countdown(n, text):
     if used != n["numbers"]:
         return [f"It should use {n['listed']}."]
     steps = steps_of(text)
-    return [*steps, compare(int(steps[-1][:-1].split(" = ")[1]), n["target"])]
+    return [*steps, compare(result(steps[-1]), n["target"])]
 
 
 countdown = Family(

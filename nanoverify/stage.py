@@ -19,7 +19,7 @@ from nanoverify.puzzles import make_puzzles
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.verifier import VERIFY_PROMPTS
 
-TEST_DRAW = 1  # the seed of the puzzles that are evaluated on; seed 0 was used while choosing
+TEST_DRAW = 1  # the seed with which the puzzles of evaluations are drawn, whatever --seed
 POLICY = str(Path(__file__).parent / "policy")  # the shipped initial policy
 
 
@@ -238,6 +238,7 @@ def test_problems(args) -> list[Problem]:
 
 
 def held_out_problems(args) -> list[Problem]:
+    """`test_problems`, without a look at overlap and length."""
     if args.test_questions:
         problems = read_problems(args.test_questions, bad_lines(args))
     elif args.questions:

@@ -123,7 +123,7 @@ def choose_attempts(texts: list[str], right: list[bool], count: int, rng) -> lis
     often first, then a right one. [] where no sample is right.
 
     The most frequent wrong answer is what the policy believes. Where a trajectory begins with it, SFT shows how to leave
-    a belief, and greedy retries repeat it less often.
+    a belief.
     """
     goods = [text for text, good in zip(texts, right) if good]
     if not goods:
