@@ -65,6 +65,15 @@ def test_repeats(form, repeats):
     assert metrics([made(form)])["repeats"] == (sum(repeats) / len(repeats) if repeats else None)
 
 
+@pytest.mark.parametrize("form, within", [
+    ("s+ vy", (1, 1, 1)), ("s+ vn s- vy", (0, 0, 0)), ("s- vn s+ vn s- vy", (1, 0, 0)),
+    ("s- vn s- vn s+ vy", (0, 1, 1)), ("s- vn s- vn s- vn s- vn s+ vy", (0, 0, 1))])
+def test_accuracy_within_attempts(form, within):
+    """Bug: the first or the very last attempt counts, or any right one among those allowed."""
+    found = metrics([made(form)])
+    assert tuple(found[f"within_{k}"] for k in (2, 4, 8)) == within
+
+
 def test_nothing_to_count():
     """Bug: a model that never verifies, or no response at all, divides by zero or scores 0 instead of None."""
     found = metrics([made("s+")])

@@ -285,6 +285,7 @@ def test_expressions():
         assert sorted(map(int, re.findall(r"\d+", text))) == sorted(numbers)
         assert all(value(left) == value(right) for left, right in (step[:-1].split(" = ") for step in steps))
         assert len(steps) == len(numbers) - 1
+        assert all(value(step[:-1].split(" = ")[1]) <= 120 for step in steps), "as docs/world.md says"
     assert brackets > 300
 
 
