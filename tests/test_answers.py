@@ -1,6 +1,7 @@
 """The verifier by rules: every kind of answer in several spellings, properties, invariants of a data set, hostile texts."""
 import json
 import random
+import shutil
 import subprocess
 import sys
 from fractions import Fraction
@@ -10,6 +11,9 @@ import pytest
 
 from nanoverify import answers
 from nanoverify.answers import extract, grade, verdict
+from nanoverify.answers.__main__ import main
+from nanoverify.answers.limits import MAX_STEPS
+from nanoverify.answers.values import STEPS
 
 HERE = Path(__file__).parent
 
@@ -371,20 +375,36 @@ def test_work_grows_with_the_length_only():
     r"\tan x" + r"+\tan x" * 60, "x!" + "+x!" * 60])
 def test_steps_are_counted(text):
     """Sums of sums, towers of products and powers of matrices ran for seconds."""
-    answers.STEPS.left = 0
+    STEPS.left = 0
     assert grade(text + "+1", text) in (True, False, None)
-    assert answers.STEPS.left > -2 * answers.MAX_STEPS
+    assert STEPS.left > -2 * MAX_STEPS
 
 
 @pytest.mark.parametrize("answer, code", [("0.5", 0), ("0.6", 1), (r"\frac{1}{", 2)])
 def test_exit_codes(answer, code):
     """The command line ended with 0 whatever it found."""
-    assert answers.main(["1/2", answer]) == code
+    assert main(["1/2", answer]) == code
 
 
 def test_command_line(capsys):
     """It showed a verdict without its reason."""
-    assert answers.main(["[-2, 7]", r"So $-2 \le x \le 7$."]) == 0
+    assert main(["[-2, 7]", r"So $-2 \le x \le 7$."]) == 0
     shown = capsys.readouterr().out
     assert "equal" in shown and r"-2 \le x \le 7" in shown and "interval" in shown
-    assert answers.main(["5"]) == 2
+    assert main(["5"]) == 2
+
+
+def test_the_folder_alone(tmp_path):
+    """Bug: the grader imported another module of the project or a package, so that nobody could
+    copy it."""
+    shutil.copytree(Path(answers.__file__).parent, tmp_path / "grader",
+                    ignore=shutil.ignore_patterns("__pycache__"))
+    code = (f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import grader; "
+            "print(grader.grade('1/2', 'The answer is 0.5.'), grader.extract('It is $9$.'), "
+            "grader.verdict('The answer is wrong.'), any('nanoverify' in m for m in sys.modules))")
+    isolated = [sys.executable, "-S", "-I", "-c", code]  # no installed package, no PYTHONPATH
+    shown = subprocess.run(isolated, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert shown.stdout.split() == ["True", "9", "False", "False"]
+    on_the_command_line = [sys.executable, "-S", "-m", "grader", "1/2", "0.5"]
+    shown = subprocess.run(on_the_command_line, capture_output=True, text=True, cwd=tmp_path)
+    assert shown.returncode == 0 and "equal (the same value)" in shown.stdout

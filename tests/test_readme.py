@@ -38,8 +38,11 @@ OURS = sorted({program(command) for command in COMMANDS} - {"pytest"})
 def help_of(name: str, capsys) -> str:
     if name.startswith("tests/"):
         return (ROOT / f"{name}.py").read_text(encoding="utf-8")
+    module = importlib.import_module(name)
+    if hasattr(module, "__path__"):  # a package
+        module = importlib.import_module(f"{name}.__main__")
     with contextlib.suppress(SystemExit):
-        importlib.import_module(name).main(["--help"])
+        module.main(["--help"])
     return capsys.readouterr().out
 
 
