@@ -1,4 +1,6 @@
-"""What all stages share with the outside: one-line errors, JSONL, and output folders that appear whole or not at all."""
+"""Input and output of all stages: one-line errors, JSON and JSONL, and output folders that appear
+complete or not at all.
+"""
 import contextlib
 import json
 import math
@@ -13,10 +15,9 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-
 WINDOWS = os.name == "nt"
 
-# How CUDA, cuBLAS and cuDNN, torch on Linux and on Windows, C++ and Windows tell a lack of memory
+# How CUDA, cuBLAS, cuDNN, torch, C++ and Windows report a lack of memory
 NO_MEMORY = re.compile(r"out of memory|STATUS_ALLOC_FAILED|can(?:'t|not) allocate memory"
                        r"|not enough memory|bad.alloc|paging file is too small", re.I)
 
@@ -26,21 +27,25 @@ class InputError(Exception):
 
 
 def run(main):
-    """Call a script's main(); an InputError or a lack of memory becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    """Call a script's main(). An InputError or a lack of memory becomes one line on stderr and exit
+    code 2, Ctrl-C exit code 130.
+    """
     try:
         main()
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
     except InputError as error:
-        # parts of a message come from files: a chat template can raise any text, with line ends and codes for the terminal
-        print("error: " + "".join(c if c.isprintable() else " " for c in str(error)), file=sys.stderr)
+        # a chat template can raise any text, with line ends and codes for the terminal
+        message = "".join(c if c.isprintable() else " " for c in str(error))
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
-    except (RuntimeError, MemoryError, OSError) as error:  # no common class; most are RuntimeErrors
+    except (RuntimeError, MemoryError, OSError) as error:  # a lack of memory has no class of its own
         if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
             raise
-        print("error: out of memory: lower --micro-tokens (training) or --batch-size (sampling), set --recompute, or take a smaller --model: "
-              + (str(error).strip() or type(error).__name__).splitlines()[0], file=sys.stderr)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        print("error: out of memory: lower --micro-tokens (training) or --batch-size (sampling), "
+              f"set --recompute, or take a smaller --model: {reason}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -59,7 +64,10 @@ def read_json(path) -> dict:
 
 @contextlib.contextmanager
 def writing(path, size: int = 0, then: str = "make room"):
-    """A disk that is full or fails while `path` is written, `size` bytes as far as they are known, becomes an InputError."""
+    """A full or failing disk while `path` is written becomes an InputError.
+
+    size: bytes to write, 0 if unknown; then: what the user can do.
+    """
     try:
         yield
     except OSError as error:
@@ -75,12 +83,17 @@ def write_json(path, content: dict):
 
 def json_line(record: dict) -> str:
     """One line for metrics.jsonl: floats with 6 significant digits, NaN and infinity as null."""
-    tidy = lambda value: value if not isinstance(value, float) else float(f"{value:.6g}") if math.isfinite(value) else None
-    return json.dumps({key: tidy(value) for key, value in record.items()}) + "\n"
+    return json.dumps({key: rounded(value) for key, value in record.items()}) + "\n"
+
+
+def rounded(value):
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def refuse(reason: str, bad: list | None):
-    """A line that cannot be used: an InputError, or one more entry of `bad` where bad lines are to be skipped."""
+    """A line that cannot be used: an InputError; or, if bad lines are skipped, an entry of `bad`."""
     if bad is None:
         raise InputError(reason)
     bad.append(reason)
@@ -91,7 +104,7 @@ def print_skipped(bad: list | None):
         print(f"--skip-bad-lines: {len(bad)} left out, the first: {bad[0]}", file=sys.stderr)
 
 
-CONVERSIONS = {  # first bytes -> what the file is, Python that makes JSONL of it
+CONVERSIONS = {  # first bytes: (what the file is, Python that converts it to JSONL)
     b"PAR1": ("a Parquet file", "import pandas; pandas.read_parquet({old!r})"
                                 ".to_json({new!r}, orient='records', lines=True)"),
     b"\x1f\x8b": ("a gzip file",
@@ -100,7 +113,9 @@ CONVERSIONS = {  # first bytes -> what the file is, Python that makes JSONL of i
 
 
 def refuse_other_formats(path, content: bytes):
-    """InputError: the file has a known format that is not JSONL; with the command to convert it."""
+    """InputError if the file has a known format that is not JSONL; it names the command to convert
+    it.
+    """
     for start, (kind, code) in CONVERSIONS.items():
         if content.startswith(start):
             code = code.format(old=str(path), new=f"{Path(path).stem}-converted.jsonl")
@@ -120,9 +135,11 @@ def items_of(content: bytes) -> list[bytes]:
 
 
 def read_jsonl(path, growing: bool = False, bad: list | None = None):
-    """Yield (line number, object) for each line that is not blank. InputError: file:line: reason; or `bad` gets the reasons.
-    A JSON array of objects is read likewise, each item as a line.
-    growing: the file is perhaps being written, and what stands behind its last line end is left out."""
+    """Yield (line number, object) for each line that is not blank; of a JSON array each object.
+
+    growing: the file may be incomplete, so text after its last line end is ignored.
+    bad: the reasons of unusable lines; None: the first one is an InputError "file:line: reason".
+    """
     try:
         content = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
@@ -136,7 +153,7 @@ def read_jsonl(path, growing: bool = False, bad: list | None = None):
             continue
         try:
             row = json.loads(line.decode("utf-8"))
-            json.dumps(row, ensure_ascii=False).encode("utf-8")  # "\ud800" is valid JSON but no text
+            json.dumps(row, ensure_ascii=False).encode("utf-8")  # "\ud800" is valid JSON, but no text
         except UnicodeError:
             refuse(f"{path}:{number}: not valid UTF-8", bad)
         except (ValueError, RecursionError) as error:
@@ -149,21 +166,26 @@ def read_jsonl(path, growing: bool = False, bad: list | None = None):
 
 
 def write_jsonl(path, rows):
-    """rows: dicts, one line each."""
+    """rows: dicts, one a line."""
     with writing(path), open(path, "w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def holds_state(folder: Path) -> bool:
-    """Is there work of a run in it that can be taken up? run.json alone only says which run began."""
+    """Whether a run can be resumed from this folder. run.json without a state only says which run
+    began.
+    """
     return any(path.name != "run.json" for path in (folder / "state").glob("*"))
 
 
 @contextlib.contextmanager
 def locked(folder: Path, refusal: str = ""):
-    """Nobody else holds the lock of `folder` while the block runs: others wait for it, or get the `refusal`. The system's lock on the folder
-    itself leaves nothing on disk and ends with the process, however that ends. No lock where there is no such folder, or no such locks."""
+    """Hold the system's lock of `folder` while the block runs. Others wait, or raise `refusal`.
+
+    The lock leaves nothing on disk and ends with the process, even if that is killed. Without the
+    folder, or on a system without such locks, nothing is locked.
+    """
     handle = None
     try:
         if fcntl and folder.is_dir():
@@ -183,68 +205,113 @@ def locked(folder: Path, refusal: str = ""):
 
 @contextlib.contextmanager
 def output_folder(path, resume: bool = False, overwrite: bool = False, need: int = 0):
-    """The working folder `path`.part, which takes the name `path` when the block ends well. When it does not, it is removed,
-    unless it holds the state of a run (`state/`), with which `resume` goes on; `resume` also takes a finished run up again.
+    """The working folder `path`.part; it is renamed to `path` when the block ends without an error.
 
-    InputError, before any work: `path` exists (`overwrite` replaces it if it is an earlier output, that is, holds
-    arguments.json), cannot be written, or its disk has less than `need` bytes of room.
+    After an error it is removed, unless it holds the state of a run (`state/`). `resume` continues
+    from that state, or from that of a finished run. `overwrite` replaces an earlier output, that is,
+    a folder with arguments.json.
+
+    InputError, before any work: `path` exists, it cannot be written, another run is working in it,
+    or the disk has less than `need` free bytes.
     """
-    path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise InputError(f"--out {path}: is a file, not a folder")
-    occupied = path.is_dir() and any(path.iterdir())
-    if occupied and not (path / "arguments.json").exists():
-        raise InputError(f"--out {path}: holds other files; choose a folder that is new, empty or an earlier output")
-    shown, path = path, path.resolve()  # a link to a folder is followed
+    shown = Path(path)
+    if shown.exists() and not shown.is_dir():
+        raise InputError(f"--out {shown}: is a file, not a folder")
+    occupied = shown.is_dir() and any(shown.iterdir())
+    if occupied and not (shown / "arguments.json").exists():
+        raise InputError(f"--out {shown}: holds other files; "
+                         "choose a folder that is new, empty or an earlier output")
+    path = shown.resolve()  # a link to a folder is followed
     temporary = path.with_name(path.name + ".part")
     refusal = f"--out {shown}.part: another run works in it; wait for its end or choose another --out"
-    with contextlib.ExitStack() as held:  # the lock of the working folder, from here to its last rename
-        try:
+
+    with contextlib.ExitStack() as lock:  # of the working folder, until its last rename
+        # 1. make the working folder; one run at a time
+        with no_os_error(shown):
             temporary.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--out {shown}: cannot be written: {error.strerror}")
-        with locked(temporary.parent):  # one run at a time looks and begins
+        with locked(temporary.parent):
             with locked(temporary, refusal):
-                pass  # before anything of a running one is removed
+                pass  # only a check: a running one must not lose its files
             if (temporary / "replaced").is_dir() and not path.exists():
                 (temporary / "replaced").rename(path)  # a run died between its last two renames
                 occupied = True
             begun, ended = holds_state(temporary), holds_state(path)
-            if resume and not begun and not ended:
-                if occupied:
-                    raise InputError(f"--resume: {shown} is finished and keeps no state to go on from")
-                print(f"--resume: no saved state in {shown}.part, so this is a new run", file=sys.stderr)
-            if not resume and not overwrite and (occupied or begun):
-                raise InputError(f"--out {shown}{'' if occupied else '.part'}: exists; " + "--resume goes on with it, " * (begun or ended)
-                                 + "--overwrite replaces it")
-            try:
-                if not (resume and begun):
-                    shutil.rmtree(temporary, ignore_errors=True)
-                    path.rename(temporary) if resume and ended else temporary.mkdir()
-                room = shutil.disk_usage(temporary).free
-                (temporary / "writable").touch()
-                (temporary / "writable").unlink()
-            except OSError as error:
-                raise InputError(f"--out {shown}: cannot be written: {error.strerror}")
-            held.enter_context(locked(temporary, refusal))
+            refuse_choice(shown, occupied, begun, ended, resume, overwrite)
+            with no_os_error(shown):
+                free = start_folder(path, temporary, resume and begun, resume and ended)
+            lock.enter_context(locked(temporary, refusal))
+
+        # 2. work in it
         try:
-            if room < need:
-                raise InputError(f"--out {shown}: {need / 1e9:.1f} GB are needed, {room / 1e9:.1f} GB are free")
+            if free < need:
+                raise InputError(f"--out {shown}: {need / 1e9:.1f} GB are needed, "
+                                 f"{free / 1e9:.1f} GB are free")
             yield temporary
         except BaseException:
             if resume and ended and not begun and not path.exists():
-                temporary.rename(path)  # a finished run that did not get further keeps its place
+                temporary.rename(path)  # a finished run that got no further keeps its place
             elif not holds_state(temporary):
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+        # 3. give it its name
         with writing(path, then=f"the finished output is in {temporary}"):
-            shutil.rmtree(temporary / "replaced", ignore_errors=True)
-            if path.is_dir():  # two renames: one that fails leaves the earlier output whole, where removing it first could stop halfway
-                path.rename(temporary / "replaced")
-            try:
-                temporary.rename(path)
-            except OSError:
-                if (temporary / "replaced").is_dir():
-                    (temporary / "replaced").rename(path)
-                raise
+            replace_folder(path, temporary)
         shutil.rmtree(path / "replaced", ignore_errors=True)
+
+
+@contextlib.contextmanager
+def no_os_error(shown: Path):
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"--out {shown}: cannot be written: {error.strerror}")
+
+
+def refuse_choice(shown: Path, occupied: bool, begun: bool, ended: bool, resume: bool,
+                  overwrite: bool):
+    """InputError if the flags do not fit the folders.
+
+    occupied: there is a finished output. begun, ended: the working folder, the finished output
+    holds a state.
+    """
+    if resume and not begun and not ended:
+        if occupied:
+            raise InputError(f"--resume: {shown} is finished and keeps no state to go on from")
+        print(f"--resume: no saved state in {shown}.part, so this is a new run", file=sys.stderr)
+    if not resume and not overwrite and (occupied or begun):
+        name = shown if occupied else f"{shown}.part"
+        choices = "--resume goes on with it, " * (begun or ended) + "--overwrite replaces it"
+        raise InputError(f"--out {name}: exists; {choices}")
+
+
+def start_folder(path: Path, temporary: Path, keep: bool, take_finished: bool) -> int:
+    """Make the working folder and return the free bytes of its disk.
+
+    keep: it is there, continue in it. take_finished: else rename the finished output to it.
+    """
+    if not keep:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if take_finished:
+            path.rename(temporary)
+        else:
+            temporary.mkdir()
+    free = shutil.disk_usage(temporary).free
+    (temporary / "writable").touch()
+    (temporary / "writable").unlink()
+    return free
+
+
+def replace_folder(path: Path, temporary: Path):
+    """Rename `temporary` to `path`. An earlier output is renamed first: if the second rename fails, it
+    is still complete. Removing it first could stop halfway.
+    """
+    shutil.rmtree(temporary / "replaced", ignore_errors=True)
+    if path.is_dir():
+        path.rename(temporary / "replaced")
+    try:
+        temporary.rename(path)
+    except OSError:
+        if (temporary / "replaced").is_dir():
+            (temporary / "replaced").rename(path)
+        raise
