@@ -40,7 +40,7 @@ def run(main):
         message = "".join(c if c.isprintable() else " " for c in str(error))
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
-    except (RuntimeError, MemoryError, OSError) as error:  # a lack of memory has no class of its own
+    except (RuntimeError, MemoryError, OSError) as error:  # no class of its own
         if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -93,7 +93,7 @@ def rounded(value):
 
 
 def refuse(reason: str, bad: list | None):
-    """A line that cannot be used: an InputError; or, if bad lines are skipped, an entry of `bad`."""
+    """An unusable line: an InputError; or, if bad lines are skipped, an entry of `bad`."""
     if bad is None:
         raise InputError(reason)
     bad.append(reason)
@@ -153,7 +153,7 @@ def read_jsonl(path, growing: bool = False, bad: list | None = None):
             continue
         try:
             row = json.loads(line.decode("utf-8"))
-            json.dumps(row, ensure_ascii=False).encode("utf-8")  # "\ud800" is valid JSON, but no text
+            json.dumps(row, ensure_ascii=False).encode("utf-8")  # "\ud800" is valid JSON
         except UnicodeError:
             refuse(f"{path}:{number}: not valid UTF-8", bad)
         except (ValueError, RecursionError) as error:
@@ -208,8 +208,8 @@ def output_folder(path, resume: bool = False, overwrite: bool = False, need: int
     """The working folder `path`.part; it is renamed to `path` when the block ends without an error.
 
     After an error it is removed, unless it holds the state of a run (`state/`). `resume` continues
-    from that state, or from that of a finished run. `overwrite` replaces an earlier output, that is,
-    a folder with arguments.json.
+    from that state, or from that of a finished run. `overwrite` replaces an earlier output, which
+    is a folder with arguments.json.
 
     InputError, before any work: `path` exists, it cannot be written, another run is working in it,
     or the disk has less than `need` free bytes.
@@ -223,7 +223,8 @@ def output_folder(path, resume: bool = False, overwrite: bool = False, need: int
                          "choose a folder that is new, empty or an earlier output")
     path = shown.resolve()  # a link to a folder is followed
     temporary = path.with_name(path.name + ".part")
-    refusal = f"--out {shown}.part: another run works in it; wait for its end or choose another --out"
+    refusal = (f"--out {shown}.part: another run works in it; "
+               "wait for its end or choose another --out")
 
     with contextlib.ExitStack() as lock:  # of the working folder, until its last rename
         # 1. make the working folder; one run at a time
@@ -303,8 +304,8 @@ def start_folder(path: Path, temporary: Path, keep: bool, take_finished: bool) -
 
 
 def replace_folder(path: Path, temporary: Path):
-    """Rename `temporary` to `path`. An earlier output is renamed first: if the second rename fails, it
-    is still complete. Removing it first could stop halfway.
+    """Rename `temporary` to `path`. An earlier output is renamed first: if the second rename fails,
+    it is still complete. Removing it first could stop halfway.
     """
     shutil.rmtree(temporary / "replaced", ignore_errors=True)
     if path.is_dir():

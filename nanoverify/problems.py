@@ -1,11 +1,12 @@
-"""Questions: what a problem is, how its answers are checked, and readers for GSM8K, MATH and plain JSONL.
+"""Questions: what a problem is, how its answers are checked, and readers for GSM8K, MATH and plain
+JSONL.
 
 The built-in puzzles are in puzzles.py.
 """
 import ast
 import hashlib
 import math
-import random
+import operator
 import re
 import sys
 from dataclasses import dataclass
@@ -20,10 +21,11 @@ SOLVE_PROMPT = '{question}\nThink step by step and end with "The answer is ...".
 
 @dataclass(frozen=True)
 class Problem:
-    """One question, and how its answers are checked: against the gold answer, or by a rule where many are right.
+    """One question, and how its answers are checked.
 
-    `level` is None where a file gives none. `numbers`: the answer is an expression that uses each of these numbers
-    once and whose value is `answer`; None: the answer equals `answer`.
+    level      None if the file gives none
+    numbers    None: a right answer equals `answer`. Else it is an expression that uses each of
+               these numbers once and whose value is `answer`
     """
     id: str
     question: str
@@ -33,19 +35,23 @@ class Problem:
     numbers: tuple[int, ...] | None = None
 
     def accepts(self, response: str) -> bool:
-        """Is the final answer of this response right? An unreadable answer is not."""
+        """Whether the final answer of this response is right. An unreadable answer is not."""
         if self.numbers is None:
             return grade(self.answer, response) is True
         return uses_each_once(extract(response), self.numbers, int(self.answer))
 
 
+OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
+
+
 def uses_each_once(text: str, numbers: tuple[int, ...], target: int) -> bool:
-    """Is the text an expression of +, - and * whose value is `target` and which uses each number once?
+    """Whether the text is an expression of +, - and * that uses each number once and has the value
+    `target`.
 
     >>> uses_each_once("8 * 3 - 5", (3, 5, 8), 19)
     True
 
-    The text is a model's: it is parsed, at most 100 characters of it, and never evaluated as code.
+    The text comes from a model: it is parsed if it has at most 100 characters, and never run.
     """
     text = text.replace("\\times", "*").replace("\\cdot", "*").replace("×", "*")
     left, equals, right = text.partition("=")
@@ -57,16 +63,15 @@ def uses_each_once(text: str, numbers: tuple[int, ...], target: int) -> bool:
         if isinstance(node, ast.Constant) and type(node.value) is int:
             used.append(node.value)
             return node.value
-        if isinstance(node, ast.BinOp) and type(node.op) in (ast.Add, ast.Sub, ast.Mult):
-            a, b = value(node.left), value(node.right)
-            return a + b if isinstance(node.op, ast.Add) else a - b if isinstance(node.op, ast.Sub) else a * b
+        if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+            return OPERATORS[type(node.op)](value(node.left), value(node.right))
         raise ValueError("only numbers, +, -, * and brackets")
 
     try:
-        found = value(ast.parse(left.strip(), mode="eval").body)
+        result = value(ast.parse(left.strip(), mode="eval").body)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
-    return found == target and sorted(used) == sorted(numbers)
+    return result == target and sorted(used) == sorted(numbers)
 
 
 def split_of(key: str) -> str:
@@ -75,24 +80,24 @@ def split_of(key: str) -> str:
     return "train" if bucket < 80 else "valid" if bucket < 85 else "test"
 
 
-# ---- files --------------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
 
-NO_ANSWER = ("proof", "notfound")  # what NuminaMath writes as the answer where there is none
-# a solution that says its answer; and what follows a box that is only a step to the next one
+NO_ANSWER = ("proof", "notfound")  # NuminaMath's answers to questions without one
+# words before an answer; words after a box that is only a step to the next one
 MARKED = re.compile(r"####|\\f?box|\banswers?\b.{0,80}?(?:\b(?:is|are)\b|[:=])", re.I)
 STEP = re.compile(r"[}$,\s]*(?:and\s+)?so\b")
 
 
 def read_problems(paths, bad: list | None = None) -> list[Problem]:
-    """Problems from JSONL files of these forms. Capital letters do not matter, and null is absent.
+    """Problems from JSONL files of these forms. Capital letters do not matter; null means absent.
 
         question, answer                  plain, or GSM8K, whose answer ends in `#### n`;
-                                          these may be added to all forms: id, level, family
+                                          all forms may also have: id, level, family
         problem, solution, level, type    MATH: the answer is in boxes; others add `answer`
-        body, question, answer            ASDiv and SVAMP: the story belongs to the question
+        body, question, answer            ASDiv and SVAMP: the body comes before the question
 
-    InputError: file:line: what is missing or wrong; or `bad` gets the reasons and the lines are
-    left out. Proofs have no answer: they are left out and counted on stderr.
+    bad: the reasons of unusable lines; None: the first one is an InputError "file:line: reason".
+    Proofs have no answer: they are left out and counted on stderr.
     """
     problems, proofs, seen = [], [], set()
     if len(set(map(str, paths))) < len(paths):
@@ -111,16 +116,15 @@ def read_problems(paths, bad: list | None = None) -> list[Problem]:
             except ValueError as error:
                 refuse(f"{where}: {error}", bad)
                 continue
+
             here[name] = where
             if answer is None:
                 proofs.append(where)
                 continue
             identity = f"{path}:{name}" if name in seen else name  # two files may count from 0
             seen.add(identity)
-            digits = re.search(r"[0-9]{1,9}", str(row.get("level")))  # 3, "3" or "Level 3"
-            level = int(digits[0]) if digits else None
             family = str(row.get("family", row.get("type", stem)))
-            problems.append(Problem(identity, question, answer, family, level))
+            problems.append(Problem(identity, question, answer, family, level_of(row)))
     print_skipped(bad)
     if proofs:
         print(f"{len(proofs)} rows without an answer, such as proofs, left out; the first: "
@@ -130,8 +134,14 @@ def read_problems(paths, bad: list | None = None) -> list[Problem]:
     return problems
 
 
+def level_of(row: dict) -> int | None:
+    """3 of 3, "3" or "Level 3"."""
+    digits = re.search(r"[0-9]{1,9}", str(row.get("level")))
+    return int(digits[0]) if digits else None
+
+
 def question_of(row: dict) -> str:
-    """What is asked. ValueError: no text."""
+    """The question, after its body. ValueError: no text."""
     question, body = row.get("question", row.get("problem")), row.get("body", "")
     if not isinstance(question, str) or not question.strip():
         raise ValueError("no text in 'question' (or 'problem')")
@@ -165,7 +175,7 @@ def answer_of(row: dict) -> str | None:
 
 
 def is_index(answer, options) -> bool:
-    """Does the answer only say which of the options is right?"""
+    """Whether the answer only names one of the options, by letter or number."""
     texts = list(options.values()) if isinstance(options, dict) else options
     if isinstance(answer, str) and isinstance(texts, list) and answer in texts:
         return False
@@ -174,11 +184,11 @@ def is_index(answer, options) -> bool:
 
 
 def boxed(solution: str) -> str:
-    """A list of the values in several boxes, over which MATH spreads some answers; else ''."""
-    values, parts = [], re.split(r"(?=\\boxed\b)", solution)[1:]
-    for part in parts:
-        value = extract(part)
-        if part is not parts[-1] and STEP.match(part.partition(value)[2]):
+    """The values of several boxes as a list, as in some answers of MATH; '' of a single value."""
+    values, texts = [], re.split(r"(?=\\boxed\b)", solution)[1:]
+    for text in texts:  # each begins with a box
+        value = extract(text)
+        if text is not texts[-1] and STEP.match(text.partition(value)[2]):
             continue  # "2^2 = \boxed{4}, so 2^3 = \boxed{8}"
         if not any(grade(other, value) for other in values):
             values.append(value)

@@ -1,4 +1,6 @@
-"""What the three scripts and the evaluation share: flags, device and seed, the model, and who may see which question."""
+"""Shared by the three scripts and the evaluation: flags, device and seed, the model, and the split
+of the questions.
+"""
 import argparse
 import contextlib
 import hashlib
@@ -19,7 +21,7 @@ from nanoverify.puzzles import make_puzzles
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.verifier import VERIFY_PROMPTS
 
-TEST_DRAW = 1  # the seed with which the puzzles of evaluations are drawn, whatever --seed
+TEST_DRAW = 1  # the seed of the puzzles of evaluations, independent of --seed
 POLICY = str(Path(__file__).parent / "policy")  # the shipped initial policy
 
 
@@ -47,40 +49,58 @@ def add_model_flags(parser, default=POLICY):
     group = parser.add_argument_group("model")
     group.add_argument("--model", default=default, metavar="DIR",
                        help="Hugging Face folder, or hf:ORG/NAME (hub) (default: %(default)s)")
-    group.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: CUDA where there is one")
+    group.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+                       help="default: CUDA if there is one")
     group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--max-new-tokens", type=positive, default=320, help="longest response, in tokens (default: %(default)s)")
-    group.add_argument("--batch-size", type=positive, default=512, help="responses sampled together (default: %(default)s)")
+    group.add_argument("--max-new-tokens", type=positive, default=320,
+                       help="longest response, in tokens (default: %(default)s)")
+    group.add_argument("--batch-size", type=positive, default=512,
+                       help="responses sampled together (default: %(default)s)")
 
 
 def add_question_flags(parser):
     group = parser.add_argument_group("questions")
-    group.add_argument("--questions", nargs="+", metavar="FILE", help="JSONL: GSM8K, MATH or plain (default: the built-in puzzles)")
+    group.add_argument("--questions", nargs="+", metavar="FILE",
+                       help="JSONL: GSM8K, MATH or plain (default: the built-in puzzles)")
     group.add_argument("--test-questions", nargs="+", metavar="FILE",
-                       help="JSONL to evaluate on (default: 15%% of --questions, chosen by hash; test puzzles)")
+                       help="JSONL to evaluate on (default: 15%% of --questions, chosen by hash; "
+                            "test puzzles)")
     group.add_argument("--split", choices=("test", "valid"), default="test",
-                       help="built-in puzzles to evaluate on: test, once, or valid, to choose by (default: test)")
+                       help="built-in puzzles to evaluate on: test, once, or valid, to choose by "
+                            "(default: test)")
     group.add_argument("--skip-bad-lines", action="store_true",
                        help="leave out and count lines and questions that cannot be used, "
                             "instead of stopping at the first")
-    group.add_argument("--test-count", type=positive, default=1000, help="questions evaluated (default: %(default)s)")
+    group.add_argument("--test-count", type=positive, default=1000,
+                       help="questions evaluated (default: %(default)s)")
 
 
 def add_training_flags(group, save_every: int):
-    group.add_argument("--micro-tokens", type=positive, default=4096 if torch.cuda.is_available() else 2048,
-                       help="tokens per forward pass of a worker; lower it if memory runs out (default: 4096 on CUDA; 2048 on a CPU)")
-    group.add_argument("--recompute", action="store_true", help="keep only layer inputs for the backward pass: far less memory, a third more time")
-    group.add_argument("--eval-every", type=int, default=0, metavar="STEPS", help="evaluate on the way; 0: only at the end")
-    group.add_argument("--save-every", type=positive, metavar="STEPS", default=save_every, help="save the state of the run in OUT.part/state (default: %(default)s)")
-    group.add_argument("--keep", type=positive, default=1, metavar="N", help="newest states kept (default: %(default)s)")
+    group.add_argument("--micro-tokens", type=positive,
+                       default=4096 if torch.cuda.is_available() else 2048,
+                       help="tokens per forward pass of a worker; lower it if memory runs out "
+                            "(default: 4096 on CUDA; 2048 on a CPU)")
+    group.add_argument("--recompute", action="store_true",
+                       help="keep only layer inputs for the backward pass: far less memory, "
+                            "a third more time")
+    group.add_argument("--eval-every", type=int, default=0, metavar="STEPS",
+                       help="evaluate every STEPS steps; 0: only at the end")
+    group.add_argument("--save-every", type=positive, metavar="STEPS", default=save_every,
+                       help="save the state of the run in OUT.part/state (default: %(default)s)")
+    group.add_argument("--keep", type=positive, default=1, metavar="N",
+                       help="newest states kept (default: %(default)s)")
 
 
 def add_output_flags(parser, default: str):
     group = parser.add_argument_group("output")
-    group.add_argument("--out", default=default, metavar="DIR", help="folder; work goes on in OUT.part (default: %(default)s)")
-    group.add_argument("--resume", action="store_true", help="go on with an interrupted run in OUT.part, or with a finished one in OUT up to --steps")
+    group.add_argument("--out", default=default, metavar="DIR",
+                       help="folder; a run works in OUT.part (default: %(default)s)")
+    group.add_argument("--resume", action="store_true",
+                       help="continue an interrupted run in OUT.part, or a finished one in OUT up "
+                            "to --steps")
     group.add_argument("--overwrite", action="store_true", help="replace an earlier output")
-    group.add_argument("--allow-changes", action="store_true", help="--resume even with other arguments or files than before")
+    group.add_argument("--allow-changes", action="store_true",
+                       help="--resume with other arguments or files than before")
 
 
 def set_up(args):
@@ -93,7 +113,7 @@ def set_up(args):
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {args.device}: {str(error).splitlines()[0]}")
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(min(torch.get_num_threads(), 8))  # small matrices do not feed more
+        torch.set_num_threads(min(torch.get_num_threads(), 8))  # small matrices occupy no more
 
 
 def load(args):
@@ -105,29 +125,45 @@ def load(args):
 
 
 def clipped_step(model, optimizer, where: str) -> float:
-    """One optimizer step, the gradient clipped to norm 1. -> its norm before. InputError if it is not finite: such a step is never taken."""
+    """One optimizer step with the gradient clipped to norm 1; returns its norm before that.
+    InputError: it is not finite; no step is taken.
+    """
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
     if not math.isfinite(norm):
-        raise InputError(f"{where}: the gradient is not finite; lower --lr and go on from the last saved state with --resume --allow-changes")
+        raise InputError(f"{where}: the gradient is not finite; lower --lr and go on from the last "
+                         "saved state with --resume --allow-changes")
     optimizer.step()
     optimizer.zero_grad()
     return norm
 
 
 def print_memory(args, frozen: int = 0):
-    """The computed memory of a stage, before its model is loaded. Prompts are taken to have at most 256 tokens."""
-    print(cost.memory_line(cost.estimate(load_config(args.model), args.batch_size, args.max_new_tokens + 256, getattr(args, "micro_tokens", 0),
-                                         getattr(args, "recompute", False), frozen)))
+    """Print the estimated memory of a stage, before its model is loaded. Prompts are assumed to have
+    at most 256 tokens.
+    """
+    print(cost.memory_line(cost.estimate(
+        load_config(args.model), args.batch_size, args.max_new_tokens + 256,
+        getattr(args, "micro_tokens", 0), getattr(args, "recompute", False), frozen)))
 
 
-def print_time(model, args, vocab_size: int, responses: int, longest: int = 0, tokens: float = 0, trained: float = 0):
-    """How long the stage will take, from one step of each kind at its largest. responses: how many are sampled; longest: tokens of the
-    longest sequence trained on, 0: no training; tokens: what is known now to be trained on; trained: forward and backward passes over responses, all in all."""
+def print_time(model, args, vocab_size: int, responses: int, longest: int = 0, tokens: float = 0,
+               trained: float = 0):
+    """Print the estimated time of a stage, from one step of each kind at its largest.
+
+    responses    number of responses sampled
+    longest      tokens of the longest training sequence; 0: no training
+    tokens       training tokens that are known beforehand
+    trained      forward and backward passes over responses, in total
+    """
+    # 1. sampling
     context = model.config.max_position_embeddings
-    moments = [torch.zeros_like(p) for p in model.parameters() for _ in range(2)] if longest else []  # Adam's memory is taken
+    moments = [torch.zeros_like(p) for p in model.parameters() for _ in range(2)] \
+        if longest else []  # as much memory as Adam's
     rows = max(min(args.batch_size, responses), 1)
-    per_token = responses * cost.decoding_step(model, rows, min(args.max_new_tokens + 256, context)) / rows
-    fixed = 0.0
+    step = cost.decoding_step(model, rows, min(args.max_new_tokens + 256, context))
+    fixed, per_token = 0.0, responses * step / rows
+
+    # 2. training
     if longest:
         longest = min(longest, context)
         rows = max(args.micro_tokens // longest, 1)
@@ -138,30 +174,30 @@ def print_time(model, args, vocab_size: int, responses: int, longest: int = 0, t
 
 
 def bad_lines(args) -> list | None:
-    """Where reasons of skipped lines go; None: the first bad line is an error."""
+    """A list for the reasons of skipped lines; None: the first bad line is an error."""
     return [] if getattr(args, "skip_bad_lines", False) else None
 
 
 def quiet():
-    """What was said on stderr before is not said again within such a block."""
+    """A block whose messages on stderr would repeat earlier ones: they are dropped."""
     return contextlib.redirect_stderr(io.StringIO())
 
 
 def prompt_check(args):
-    """A function (question, answer) -> why a prompt this stage makes of them is too long, or ''.
+    """A function (question, answer) -> the reason why a prompt of this stage is too long, or ''.
 
-    Stage 0 also asks, in longer prompts, if an answer is right.
+    Stage 0 has longer prompts as well, which ask whether an answer is right.
     """
-    asked = [(args.model, SOLVE_PROMPT)]
+    prompts = [(args.model, SOLVE_PROMPT)]
     if hasattr(args, "verifications"):
         judge = args.verifier_model or args.model
-        asked += [(judge, prompt) for prompt in VERIFY_PROMPTS.values()]
-    with quiet():  # the stage loads them, too
-        tokenizers = {name: Tokenizer.load(name) for name, _ in asked}
+        prompts += [(judge, prompt) for prompt in VERIFY_PROMPTS.values()]
+    with quiet():  # the stage loads them as well
+        tokenizers = {name: Tokenizer.load(name) for name, _ in prompts}
     contexts = {name: load_config(name).max_position_embeddings for name in tokenizers}
 
     def reason(question: str, answer: str) -> str:
-        for name, prompt in asked:
+        for name, prompt in prompts:
             text = prompt.format(question=question, answer=answer)
             length = len(tokenizers[name].prompt(text))
             if length + args.max_new_tokens > contexts[name]:
@@ -174,9 +210,9 @@ def prompt_check(args):
 
 
 def fitting(args, problems: list[Problem]) -> list[Problem]:
-    """The questions whose prompts fit, so that none stops a run halfway.
+    """The questions whose prompts fit into the model's context.
 
-    InputError: one does not fit; with --skip-bad-lines such questions are left out and counted.
+    InputError: one does not fit. With --skip-bad-lines such questions are left out and counted.
     """
     reason, bad = prompt_check(args), bad_lines(args)
     todo = "; lower that flag, or leave such questions out with --skip-bad-lines" * (bad is None)
@@ -193,8 +229,9 @@ def fitting(args, problems: list[Problem]) -> list[Problem]:
 
 
 def say_overlap(learned: list[str], held_out: list[Problem]):
-    """Count the test questions that are trained on, whatever their white space and capitals."""
-    plain = lambda question: " ".join(question.casefold().split())
+    """Report the number of test questions that are trained on, except for spaces and capitals."""
+    def plain(question):
+        return " ".join(question.casefold().split())
     learned = set(map(plain, learned))
     if count := sum(plain(problem.question) in learned for problem in held_out):
         print(f"{count} of {len(held_out)} test questions are training questions, too: their "
@@ -220,15 +257,17 @@ def train_problems(args, count: int) -> list[Problem]:
 
 
 def batch_of(items: list, size: int, step: int, seed: int) -> list:
-    """Batch number `step`, from 1: the items in rounds, shuffled anew for each; the last batch of a round may be smaller.
-    Nothing is remembered from one step to the next, so a run can go on anywhere."""
+    """Batch number `step`, from 1. Each round over the items has a new order; its last batch may be
+    smaller. The batch depends on the seed and the step only, so a run can resume at any step.
+    """
     number, place = divmod(step - 1, -(-len(items) // size))
     return random.Random(f"{seed} {number}").sample(items, len(items))[place * size: (place + 1) * size]
 
 
 def test_problems(args) -> list[Problem]:
-    """Questions no stage learns from; the same for every seed. InputError: none is left, or one
-    does not fit."""
+    """Questions that no stage learns from; the same for every seed. InputError: none is left, or
+    one does not fit.
+    """
     problems = held_out_problems(args)
     if hasattr(args, "data"):  # stage 1 learns from trajectories
         rows = [row for _, row in read_jsonl(args.data, bad=[])]
@@ -238,22 +277,24 @@ def test_problems(args) -> list[Problem]:
 
 
 def held_out_problems(args) -> list[Problem]:
-    """`test_problems`, without a look at overlap and length."""
+    """`test_problems`, without the checks of overlap and length."""
     if args.test_questions:
         problems = read_problems(args.test_questions, bad_lines(args))
     elif args.questions:
-        problems = [problem for problem in read_problems(args.questions, bad_lines(args)) if split_of(problem.question) == "test"]
+        problems = [problem for problem in read_problems(args.questions, bad_lines(args))
+                    if split_of(problem.question) == "test"]
         if not problems:
-            raise InputError(f"{', '.join(args.questions)}: no question falls into the 15% kept for testing; give --test-questions")
+            raise InputError(f"{', '.join(args.questions)}: no question falls into the 15% kept "
+                             "for testing; give --test-questions")
     else:
         return make_puzzles(args.split, args.test_count, TEST_DRAW, fewer=True)
     return random.Random(0).sample(problems, min(args.test_count, len(problems)))
 
 
-# ---- evaluations travel from stage to stage, so that the last one can print base, SFT and RL side by side ------------
+# ---- evaluations of earlier stages: the last stage prints base, SFT and RL side by side ----------
 
 def asked(args) -> dict:
-    """What makes two evaluations comparable."""
+    """What must be equal for two evaluations to be comparable."""
     with quiet():
         texts = "\n".join(problem.question for problem in held_out_problems(args))
     questions = hashlib.sha256(texts.encode("utf-8", "surrogatepass")).hexdigest()
@@ -263,12 +304,15 @@ def asked(args) -> dict:
 
 
 def earlier_evaluations(args) -> dict[str, dict]:
-    """{"base": report, ...} that the stage before saved beside --model; {} if there is none or it asked something else."""
+    """{"base": report, ...}, which the earlier stage saved beside --model; {} if there is none, or if it
+    is not comparable.
+    """
     path = Path(args.model) / "evaluation.json"
     saved = read_json(path) if path.exists() else {}
     columns = saved.get("columns")
-    if saved and not (isinstance(columns, dict) and all(isinstance(column, dict) for column in columns.values())):
-        raise InputError(f"{path}: holds no columns; remove it, then the model is evaluated anew")
+    usable = isinstance(columns, dict) and all(isinstance(c, dict) for c in columns.values())
+    if saved and not usable:
+        raise InputError(f"{path}: holds no columns; remove it, then the model is evaluated again")
     return columns if saved.get("asked") == asked(args) else {}
 
 

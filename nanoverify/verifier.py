@@ -1,9 +1,13 @@
-"""Two judges of an answer: the rule (`answers.grade`) and a model that writes a verification and ends in a verdict.
+"""Two judges of an answer: the rule (`answers.grade`), and a model that writes a verification which
+ends in a verdict.
 
-The model sees the question and the answer only, never the solution. It is asked in one of two styles:
+The model sees the question and the answer only, never the solution. It is asked in one of two
+styles:
 
-    problem-solving   We need 27 + 2 * x = 39, so x = 6. The given answer is 6, the same. Therefore, the answer is correct.
-    confirmative      Put in 6: 6 * 2 = 12. 27 + 12 = 39. It should be 39, as it is. Therefore, the answer is correct.
+    problem-solving   We need 27 + 2 * x = 39, so x = 6. The given answer is 6, the same.
+                      Therefore, the answer is correct.
+    confirmative      Put in 6: 6 * 2 = 12. 27 + 12 = 39. It should be 39, as it is.
+                      Therefore, the answer is correct.
 """
 from dataclasses import dataclass
 
@@ -11,9 +15,10 @@ from nanoverify.answers import verdict
 from nanoverify.model import autocast
 from nanoverify.sampler import generate
 
-VERDICTS = {True: "Therefore, the answer is correct.", False: "Therefore, the answer is incorrect."}
+VERDICTS = {True: "Therefore, the answer is correct.",
+            False: "Therefore, the answer is incorrect."}
 ENDING = 'and end with "Therefore, the answer is correct." or "incorrect."'
-VERIFY_PROMPTS = {  # the answer stands last, as it does in a response just before its verification
+VERIFY_PROMPTS = {  # the answer comes last, as it does in a response before its verification
     "problem-solving": "{question}\nSolve this again, compare with the answer below, " + ENDING
                        + "\nThe answer is {answer}.",
     "confirmative": "{question}\nPut the answer below back into the question, check, " + ENDING
@@ -23,29 +28,45 @@ VERIFY_PROMPTS = {  # the answer stands last, as it does in a response just befo
 
 @dataclass(frozen=True)
 class Verification:
-    """What a model wrote about one answer. verdict: True correct, False incorrect, None where it gives none."""
+    """What a model wrote about one answer.
+
+    verdict     True: correct; False: incorrect; None: it gives none
+    finished    False: cut by the token limit
+    """
     text: str
     verdict: bool | None
-    finished: bool  # False: cut by the token limit
+    finished: bool
 
 
-def verify(model, tokenizer, claims: list[tuple[str, str]], style: str, count: int, max_new_tokens: int,
-           temperature: float = 1.0, seed: int = 0, batch_size: int = 512, progress: str = "") -> list[list[Verification]]:
-    """`count` verifications in one style for each claim (question, answer): [claim][i]. Any model can be the judge."""
-    prompts = [tokenizer.prompt(VERIFY_PROMPTS[style].format(question=question, answer=answer)) for question, answer in claims]
+def verify(model, tokenizer, claims: list[tuple[str, str]], style: str, count: int,
+           max_new_tokens: int, temperature: float = 1.0, seed: int = 0, batch_size: int = 512,
+           progress: str = "") -> list[list[Verification]]:
+    """`count` verifications in one style for each claim (question, answer): [claim][i]. Any model
+    can be the judge.
+    """
+    prompts = [tokenizer.prompt(VERIFY_PROMPTS[style].format(question=question, answer=answer))
+               for question, answer in claims]
     with autocast(model.lm_head.weight.device):
-        samples = generate(model, prompts, count, max_new_tokens, tokenizer.stop_ids, tokenizer.vocab_size,
-                           temperature=temperature, seed=seed, batch_size=batch_size, progress=progress)
-    texts = [[(tokenizer.decode(sample.ids).strip(), sample.finished) for sample in row] for row in samples]
-    return [[Verification(text, verdict(text), finished) for text, finished in row] for row in texts]
+        samples = generate(model, prompts, count, max_new_tokens, tokenizer.stop_ids,
+                           tokenizer.vocab_size, temperature=temperature, seed=seed,
+                           batch_size=batch_size, progress=progress)
+
+    def verification(sample):
+        text = tokenizer.decode(sample.ids).strip()
+        return Verification(text, verdict(text), sample.finished)
+    return [[verification(sample) for sample in row] for row in samples]
 
 
 def agreement(pairs: list[tuple[bool | None, bool]]) -> dict:
-    """How well verdicts agree with the rule. pairs: (verdict, is the answer right?); no verdict agrees with nothing.
+    """How well verdicts agree with the rule. A missing verdict agrees with nothing.
 
-    tpr: right answers called correct; tnr: wrong answers called incorrect. None where there are no such answers.
+    pairs: (verdict, whether the answer is right). tpr: right answers called correct; tnr: wrong
+    answers called incorrect. None if there are no such answers.
     """
-    on_right = [said is True for said, right in pairs if right]
-    on_wrong = [said is False for said, right in pairs if not right]
-    share = lambda hits: sum(hits) / len(hits) if hits else None
-    return {"accuracy": share(on_right + on_wrong), "tpr": share(on_right), "tnr": share(on_wrong), "count": len(pairs)}
+    on_right = [verdict is True for verdict, right in pairs if right]
+    on_wrong = [verdict is False for verdict, right in pairs if not right]
+
+    def mean(hits):
+        return sum(hits) / len(hits) if hits else None
+    return {"accuracy": mean(on_right + on_wrong), "tpr": mean(on_right), "tnr": mean(on_wrong),
+            "count": len(pairs)}
