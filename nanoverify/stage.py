@@ -42,7 +42,8 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
 
 def new_parser(description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(description=description, usage="%(prog)s [flags]", formatter_class=Help)
+    return argparse.ArgumentParser(description=description, usage="%(prog)s [flags]",
+                                   formatter_class=Help)
 
 
 def add_model_flags(parser, default=POLICY):
@@ -138,8 +139,8 @@ def clipped_step(model, optimizer, where: str) -> float:
 
 
 def print_memory(args, frozen: int = 0):
-    """Print the estimated memory of a stage, before its model is loaded. Prompts are assumed to have
-    at most 256 tokens.
+    """Print the estimated memory of a stage, before its model is loaded. Prompts are assumed to
+    have at most 256 tokens.
     """
     print(cost.memory_line(cost.estimate(
         load_config(args.model), args.batch_size, args.max_new_tokens + 256,
@@ -260,8 +261,10 @@ def batch_of(items: list, size: int, step: int, seed: int) -> list:
     """Batch number `step`, from 1. Each round over the items has a new order; its last batch may be
     smaller. The batch depends on the seed and the step only, so a run can resume at any step.
     """
-    number, place = divmod(step - 1, -(-len(items) // size))
-    return random.Random(f"{seed} {number}").sample(items, len(items))[place * size: (place + 1) * size]
+    batches = -(-len(items) // size)  # of a round
+    number, place = divmod(step - 1, batches)
+    shuffled = random.Random(f"{seed} {number}").sample(items, len(items))
+    return shuffled[place * size: (place + 1) * size]
 
 
 def test_problems(args) -> list[Problem]:
@@ -304,8 +307,8 @@ def asked(args) -> dict:
 
 
 def earlier_evaluations(args) -> dict[str, dict]:
-    """{"base": report, ...}, which the earlier stage saved beside --model; {} if there is none, or if it
-    is not comparable.
+    """{"base": report, ...}, which the earlier stage saved beside --model; {} if there is none, or
+    if it is not comparable.
     """
     path = Path(args.model) / "evaluation.json"
     saved = read_json(path) if path.exists() else {}
