@@ -3,8 +3,7 @@
     python -m nanoverify.findings results/study.csv
 
 Stages, other arms, unseen families, more attempts; then the paper's findings, those about RL once
-more from a weak SFT model, and the controls. Each is a comparison of two arms on the seeds that both
-have.
+more from a weak SFT model, and the controls. Each compares two arms on the seeds that both have.
 
 A comparison holds if the whole 95% interval of the mean difference (Student's t over the seeds)
 agrees with it. It is refuted if the whole interval contradicts it, and else unclear, as with one
@@ -140,8 +139,8 @@ def standard_error(values: list[float]) -> float:
 
 
 def judge(rows: dict, comparison: tuple) -> tuple[str, bool | None]:
-    """(text, whether it holds) of one comparison. The text has both means, the mean difference and its
-    standard error, in percentage points or attempts.
+    """(text, whether it holds) of one comparison. The text has both means, the mean difference and
+    its standard error, in percentage points or attempts.
     """
     # 1. the values on the seeds that both have
     arm, column, relation, other = comparison[:4]

@@ -1,9 +1,10 @@
-"""Beside the path: one self-correction as a picture, the one at the top of the README.
+"""One self-correction as a picture: the one at the top of the README.
 
-    python -m nanoverify.picture out/rl --out correction.svg       # from the graded answers of its evaluation
+    python -m nanoverify.picture out/rl --out correction.svg    # from the responses of its evaluation
 
-Of the responses that reject a wrong answer and find the right one, the shortest with at least --attempts attempts. Checks are
-blue; a rejected solution is red and struck, the accepted one green.
+It shows the shortest response that rejects a wrong answer and then gives the right one, with at
+least --attempts attempts. Checks are blue; a rejected solution is red and struck through, the
+accepted one green.
 """
 import argparse
 import html
@@ -15,47 +16,69 @@ from nanoverify.files import InputError, run, writing
 from nanoverify.report import read_set
 
 WIDTH, LINE, CHARACTERS = 820, 21, 92  # of the picture and of a line, in pixels; characters of a line
-COLOURS = {"question": "#24292f", "phrase": "#8a8f98", "verify": "#0969da", "rejected": "#cf222e", "accepted": "#1a7f37"}
+COLOURS = {"question": "#24292f", "phrase": "#8a8f98", "verify": "#0969da",
+           "rejected": "#cf222e", "accepted": "#1a7f37"}
+LOOKS = {"question": ' font-weight="bold"', "phrase": ' font-style="italic"',
+         "rejected": ' text-decoration="line-through"'}
 
 
 def pick(items: list[dict], attempts: int) -> dict | None:
-    """Of the rows that report.read_set found: the shortest correction, none of whose actions is empty."""
-    fit = [item for item in items if len(item["t"].solves) >= attempts and all(action.text for action in item["t"].actions)]
+    """The row of the shortest correction without an empty action; items: of report.read_set."""
+    fit = [item for item in items if len(item["t"].solves) >= attempts
+           and all(action.text for action in item["t"].actions)]
     best = correction([item["t"] for item in fit])
     return next((item["row"] for item in fit if item["t"] is best), None)
 
 
 def pieces(row: dict):
-    """(style, text) of the question and of each action and phrase, in order. An action's text lacks the phrase before it."""
+    """(style, text) of the question and of each phrase and action, in order."""
     yield "question", row["question"]
     rest = row["response"]
     for number, action in enumerate(row["actions"]):
         phrase, _, rest = rest.partition(action["text"])
         if phrase.strip():
             yield "phrase", phrase.strip()
-        judged = row["actions"][number + 1]["verdict"] if action["kind"] == "solve" else None
-        yield ("verify" if action["kind"] == "verify" else "accepted" if judged else "rejected"), action["text"]
+        if action["kind"] == "verify":
+            yield "verify", action["text"]
+        else:
+            accepted = row["actions"][number + 1]["verdict"]
+            yield "accepted" if accepted else "rejected", action["text"]
 
 
 def svg(row: dict) -> str:
-    lines = [(style, line) for style, text in pieces(row) for line in [*textwrap.wrap(text, CHARACTERS), *[""] * (style != "phrase")]][:-1]
-    looks = {"question": ' font-weight="bold"', "phrase": ' font-style="italic"', "rejected": ' text-decoration="line-through"'}
-    drawn = [f'<text x="20" y="{32 + LINE * number}" fill="{COLOURS[style]}"{looks.get(style, "")}>{html.escape(line)}</text>'
-             for number, (style, line) in enumerate(lines) if line]
+    """One line of text below the other; an empty one after the question and after each action."""
+    lines = []
+    for style, text in pieces(row):
+        lines += [(style, line) for line in textwrap.wrap(text, CHARACTERS)]
+        if style != "phrase":
+            lines.append((style, ""))
+    del lines[-1]
+    texts = []
+    for number, (style, line) in enumerate(lines):
+        if line:
+            texts.append(f'<text x="20" y="{32 + LINE * number}" fill="{COLOURS[style]}"'
+                         f'{LOOKS.get(style, "")}>{html.escape(line)}</text>')
     height = LINE * len(lines) + 40
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" font-family="ui-monospace, monospace" '
-            f'font-size="14">\n<rect width="100%" height="100%" rx="8" fill="#f6f8fa" stroke="#d0d7de"/>\n' + "\n".join(drawn) + "\n</svg>\n")
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+            f'width="{WIDTH}" height="{height}" font-family="ui-monospace, monospace" '
+            'font-size="14">\n'
+            '<rect width="100%" height="100%" rx="8" fill="#f6f8fa" stroke="#d0d7de"/>\n'
+            + "\n".join(texts) + "\n</svg>\n")
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", help="output folder of train_sft.py or train_rl.py")
-    parser.add_argument("--attempts", type=int, default=2, help="at least so many solutions (default: %(default)s)")
-    parser.add_argument("--out", default="correction.svg", metavar="FILE", help="default: %(default)s")
+    parser.add_argument("--attempts", type=int, default=2,
+                        help="fewest solutions (default: %(default)s)")
+    parser.add_argument("--out", default="correction.svg", metavar="FILE",
+                        help="default: %(default)s")
     args = parser.parse_args(argv)
     row = pick(read_set(Path(args.run) / "responses.jsonl")["all"], args.attempts)
     if row is None:
-        raise InputError(f"{args.run}/responses.jsonl: no response corrects itself in {args.attempts} attempts or more")
+        raise InputError(f"{args.run}/responses.jsonl: no response corrects itself in "
+                         f"{args.attempts} attempts or more")
     with writing(args.out):
         Path(args.out).write_text(svg(row), encoding="utf-8")
     print(f"-> {args.out}")

@@ -20,7 +20,7 @@ start from the data or from the SFT model of main with the same seed.
     gold                SFT on the puzzles' own solutions; correct-only: on the base's right ones;
                         as many as there are trajectories
   controls:
-    majority            the base's most frequent answer; it samples as many tokens as main's RL model
+    majority            the base's most frequent answer; it samples as many tokens as main's RL
     best-of-n           its first answer that its own check accepts; the same number of tokens, with
                         those of the checks
     no-sft              RL from the base
@@ -219,7 +219,7 @@ def sampled(problems: list, count: int, seed: int) -> list:
 
 
 def choice_row(rows: list, chosen: list[int], tokens: list[int]) -> dict:
-    """first_accuracy: of the first sample; final_accuracy: of the chosen one; both also by level."""
+    """first_accuracy: of the first sample; final_accuracy: of the chosen one; also by level."""
     def accuracies(level=None):
         pairs = [(row[0], row[i]) for row, i in zip(rows, chosen)
                  if level in (None, row[0].problem.level)]
