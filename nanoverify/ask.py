@@ -1,7 +1,7 @@
 """Ask a model one question and watch it solve, check and try again.
 
     python -m nanoverify.ask --model out/rl "27 increased by 2 times a number is 39. What is it?"
-    python -m nanoverify.ask --model out/rl --gold 6 "27 increased by ..."   # also the rule's verdict
+    python -m nanoverify.ask --model out/rl --gold 6 "27 increased by ..."  # and the rule's verdict
     python -m nanoverify.ask --model out/rl               # asks for questions until an empty line
 
 Checks are blue. After each verdict follows its answer: green if accepted, red and struck through if

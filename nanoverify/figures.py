@@ -1,6 +1,6 @@
 """Figures from the study's table.
 
-    python -m nanoverify.figures results/study.csv        # -> accuracy.svg, verification.svg, attempts.svg
+    python -m nanoverify.figures results/study.csv  # -> accuracy.svg, verification.svg, ...
 
 A dot is a seed, a line the mean of the seeds.
 """
@@ -36,8 +36,8 @@ FIGURES = {  # file: (title, stages, {label on the axis: column}, (lowest, highe
 
 def dots(title: str, groups: dict[str, dict[str, list[float]]], low: float, high: float,
          percent: bool) -> str:
-    """An SVG picture of {label on the axis: {stage: [a value for each seed]}}. InputError: a value is
-    outside low..high.
+    """An SVG picture of {label on the axis: {stage: [a value for each seed]}}. InputError: a value
+    is outside low..high.
     """
     width, height = LEFT + WIDE * len(groups) + 10, TOP + HEIGHT + 34
 
@@ -56,7 +56,8 @@ def dots(title: str, groups: dict[str, dict[str, list[float]]], low: float, high
         value = low + (high - low) * tick / 4
         text = f"{100 * value:.0f}%" if percent else f"{value:.3g}"
         shapes.append(f'<path d="M{LEFT} {y(value):.1f}H{width - 10}" stroke="#d0d7de"/>'
-                      f'<text x="{LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{text}</text>')
+                      f'<text x="{LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">'
+                      f'{text}</text>')
 
     # 3. dots and means
     for number, (label, series) in enumerate(groups.items()):

@@ -99,7 +99,8 @@ CONTROLS = (
 
 def by_seed(rows: dict, arm: str, column: str) -> dict[int, float]:
     """{seed: value}; seeds without a value are left out."""
-    return {seed: float(row[column]) for (name, seed), row in rows.items() if name == arm and row[column]}
+    return {seed: float(row[column]) for (name, seed), row in rows.items()
+            if name == arm and row[column]}
 
 
 def span(column: str, values) -> str:

@@ -1,6 +1,6 @@
 """One self-correction as a picture: the one at the top of the README.
 
-    python -m nanoverify.picture out/rl --out correction.svg    # from the responses of its evaluation
+    python -m nanoverify.picture out/rl --out correction.svg  # from the responses of its evaluation
 
 It shows the shortest response that rejects a wrong answer and then gives the right one, with at
 least --attempts attempts. Checks are blue; a rejected solution is red and struck through, the
@@ -15,7 +15,7 @@ from nanoverify.evaluate import correction
 from nanoverify.files import InputError, run, writing
 from nanoverify.report import read_set
 
-WIDTH, LINE, CHARACTERS = 820, 21, 92  # of the picture and of a line, in pixels; characters of a line
+WIDTH, LINE, CHARACTERS = 820, 21, 92  # of the picture, of a line, in pixels; letters of a line
 COLOURS = {"question": "#24292f", "phrase": "#8a8f98", "verify": "#0969da",
            "rejected": "#cf222e", "accepted": "#1a7f37"}
 LOOKS = {"question": ' font-weight="bold"', "phrase": ' font-style="italic"',
