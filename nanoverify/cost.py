@@ -11,8 +11,16 @@ import torch
 
 from nanoverify.model import Config, Transformer, autocast
 from nanoverify.parallel import in_parallel, workers
-from nanoverify.sampler import KVCache, decode, fuse, prefill
+from nanoverify.sampler import Batch, Sample, Sampling
 from nanoverify.scoring import LOGITS, backward, token_log_probs
+
+
+MICRO_TOKENS = (16384, 8192, 4096)  # defaults on CUDA: the first that fits
+
+
+def device_memory(device) -> int:
+    """Bytes of a GPU, 0 where there is none."""
+    return torch.cuda.get_device_properties(device).total_memory if torch.cuda.is_available() else 0
 
 
 def activation_bytes(config: Config, tokens: int, recompute: bool) -> int:
@@ -20,7 +28,7 @@ def activation_bytes(config: Config, tokens: int, recompute: bool) -> int:
     D, I, L = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     HE, KE = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     # per token: residuals and norms in fp32 and their bf16 copies for each product; q, k, v, before and after the rotation; the MLP's three
-    layer = 26 * D + 8 * HE + 6 * KE + 8 * I
+    layer = 20 * D + 8 * HE + 6 * KE + 8 * I
     return tokens * (4 * D * L + layer if recompute else layer * L)
 
 
@@ -57,7 +65,7 @@ def memory_line(parts: dict[str, int]) -> str:
 def now(device) -> float:
     """Seconds, when all work given to the device is done."""
     if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
@@ -72,19 +80,24 @@ def seconds_of(work, device) -> float:
 def decoding_step(model, rows: int, slots: int) -> float:
     """Seconds for one more token of each of `rows` rows of nearly `slots` tokens, shared by the workers as in `sampler.generate`."""
     device, count = model.lm_head.weight.device, min(workers(model), rows)
+    few = 8  # steps at most
 
     @torch.inference_mode()
     def prepare(rows):
+        sampling = Sampling(few, frozenset(), model.config.vocab_size)
         with autocast(device):
-            cache, _ = prefill(model, [[0]])
-            cache, fused = KVCache(model.config, rows, device, cache.k[0].dtype), fuse(model)
-            cache.resize(rows)
-            cache.reserve(slots)
-            cache.advance(torch.full((cache.rows,), slots - 2, device=device))
-        return fused, torch.zeros(rows, dtype=torch.long, device=device), cache
+            batch = Batch(model, rows, slots - few, sampling)
+        batch.active = [Sample()] * rows
+        batch.cache.resize(rows)
+        batch.cache.reserve(slots)
+        batch.cache.window = slots - few
+        batch.cache.lengths[:rows] = slots - few
+        for _ in range(2):  # what is set up once: on CUDA the first step is an ordinary one, the second is recorded
+            batch.step()
+        return batch
 
     prepared = [prepare(-(-rows // count)) for _ in range(count)]
-    return seconds_of(lambda: in_parallel(torch.inference_mode()(lambda one: decode(*one)), prepared, count), device)
+    return seconds_of(lambda: in_parallel(torch.inference_mode()(lambda batch: batch.step()), prepared, count), device)
 
 
 def training_pass(model, rows: int, length: int, vocab_size: int) -> float:
@@ -96,7 +109,7 @@ def training_pass(model, rows: int, length: int, vocab_size: int) -> float:
     def work(_):
         with autocast(weight.device):
             hidden = model.hidden(ids[:, :-1], lengths=[length] * rows)[0]  # (rows * length, D)
-        return token_log_probs(hidden, weight, ids[0, 1:], vocab_size).sum(), None
+        return token_log_probs(hidden, weight, ids[0, 1:], vocab_size).sum(), {}
     parameters = list(model.parameters())
     seconds = seconds_of(lambda: backward(model, [1] * count, 1, work, parameters), weight.device)  # in the second run the gradients are there already
     model.zero_grad()

@@ -67,8 +67,9 @@ def add_question_flags(parser):
 
 
 def add_training_flags(group, save_every: int):
-    group.add_argument("--micro-tokens", type=positive, default=4096 if torch.cuda.is_available() else 2048,
-                       help="tokens per forward pass of a worker; lower it if memory runs out (default: 4096 on CUDA; 2048 on a CPU)")
+    group.add_argument("--micro-tokens", type=positive, 
+                       help="tokens per forward pass of a worker; lower it if memory runs out (default: 4096 to 16384 on CUDA, "
+                            "by its memory; 2048 on a CPU)")
     group.add_argument("--recompute", action="store_true", help="keep only layer inputs for the backward pass: far less memory, a third more time")
     group.add_argument("--eval-every", type=int, default=0, metavar="STEPS", help="evaluate on the way; 0: only at the end")
     group.add_argument("--save-every", type=positive, metavar="STEPS", default=save_every, help="save the state of the run in OUT.part/state (default: %(default)s)")
@@ -115,9 +116,18 @@ def clipped_step(model, optimizer, where: str) -> float:
 
 
 def print_memory(args, frozen: int = 0):
-    """The computed memory of a stage, before its model is loaded. Prompts are taken to have at most 256 tokens."""
-    print(cost.memory_line(cost.estimate(load_config(args.model), args.batch_size, args.max_new_tokens + 256, getattr(args, "micro_tokens", 0),
-                                         getattr(args, "recompute", False), frozen)))
+    """The computed memory of a stage, before its model is loaded. Prompts are taken to have at most 256 tokens.
+
+    A stage that trains without --micro-tokens gets as many as fit into nine tenths of the GPU's memory.
+    """
+    config, training = load_config(args.model), hasattr(args, "micro_tokens")
+    estimate = lambda tokens: cost.estimate(config, args.batch_size, args.max_new_tokens + 256, tokens,
+                                            training and args.recompute, frozen)
+    if training and args.micro_tokens is None:
+        memory = 0.9 * cost.device_memory(args.device)
+        args.micro_tokens = next((tokens for tokens in cost.MICRO_TOKENS if estimate(tokens)["peak"] <= memory),
+                                 cost.MICRO_TOKENS[-1]) if torch.device(args.device).type == "cuda" else 2048
+    print(cost.memory_line(estimate(args.micro_tokens if training else 0)))
 
 
 def print_time(model, args, vocab_size: int, responses: int, longest: int = 0, tokens: float = 0, trained: float = 0):
