@@ -5,7 +5,6 @@ import threading
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import save_file
 from tokenizers import Tokenizer as Raw, decoders, models, pre_tokenizers
 
@@ -176,6 +175,7 @@ def test_batch_equals_each_prompt_alone(times, samples, batch_size, count, check
 
 def test_greedy_equals_transformers(tmp_path):
     """Bug: what generate writes is not what the saved checkpoint writes elsewhere."""
+    import transformers  # here, since other tests take their stand-ins from this file
     model, stop = tiny_model(), 40
     (tmp_path / "source").mkdir(), (tmp_path / "saved").mkdir()
     transformers.LlamaConfig(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,

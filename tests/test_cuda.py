@@ -1,0 +1,268 @@
+"""On a GPU: the scripts run, text and training steps are those of a CPU.
+
+Where there is no GPU they run on a pretended one, which also counts what makes the host wait for
+the device; faults are planted to see that both are noticed.
+"""
+import contextlib
+import copy
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import build_data
+import pretended_cuda
+import train_rl
+import train_sft
+from nanoverify import ask, evaluate, model as model_file, ppo
+from nanoverify.checkpoint import load_model, save_model
+from nanoverify.files import read_jsonl, write_jsonl
+from nanoverify.rollout import PPO, log_probs, rollout_of
+from nanoverify.sampler import generate
+from nanoverify.stage import clipped_step, load
+from nanoverify.state import restore, training_tensors
+from nanoverify.tokenizer import Tokenizer
+from nanoverify.trajectory import RECHECK, parse
+from nanoverify.verifier import VERDICTS, Verification
+from test_ppo import made
+from test_sampler import PROMPTS, save_policy
+
+REAL = torch.cuda.is_available()
+if not (REAL or pretended_cuda.AVAILABLE):
+    pytest.skip("no GPU, and this PyTorch has no backends written in Python, of which one can be "
+                "pretended", allow_module_level=True)
+GPU = "cuda:0"
+close = torch.testing.assert_close
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    """A random checkpoint, with ids that the tokenizer does not know."""
+    torch.set_num_threads(1)
+    return save_policy(tmp_path_factory.mktemp("cuda") / "policy", vocab_padding=5)
+
+
+@contextlib.contextmanager
+def gpu():
+    """Within, "cuda:0" is there. -> what counts the waits of a pretended one, or None"""
+    with contextlib.nullcontext() if REAL else pretended_cuda.pretended_cuda() as device:
+        yield device
+
+
+@pytest.fixture(autouse=True)
+def precision():
+    """The scripts may choose the precision of products; in a test that compares, it is fp32."""
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.fixture
+def fp32(monkeypatch):
+    """No bf16, since that rounds otherwise on each device."""
+    used = model_file.autocast
+    for module in list(sys.modules.values()):
+        if vars(module).get("autocast") is used:
+            monkeypatch.setattr(module, "autocast", lambda device: torch.autocast(
+                torch.device(device).type, enabled=False))
+
+
+# ---- what runs on both devices -----------------------------------------------------------------
+
+STOPS = set(range(12))
+
+
+def texts(policy, device, **settings):
+    """Texts of different lengths, of more rows than the batch holds."""
+    model = load_model(policy, device)
+    rows = generate(model, PROMPTS[:5], 2, 18, STOPS, Tokenizer.load(policy).vocab_size, seed=1,
+                    batch_size=6, **settings)
+    return [sample for row in rows for sample in row]
+
+
+def moved(model, optimizer, norms, value_head=None):
+    """What an optimizer step left, as the CPU sees it."""
+    tensors = training_tensors(model, optimizer, value_head)
+    return {"norms": torch.tensor(norms),
+            **{name: x.detach().to("cpu", copy=True) for name, x in tensors.items()}}
+
+
+def careful(optimizer):
+    """Adam divides by the size of a gradient, also where it is nothing but rounding."""
+    for group in optimizer.param_groups:
+        group.update(eps=1e-4, lr=1e-2)
+    return optimizer
+
+
+def sft_step(policy, device, *flags):
+    """Two optimizer steps of stage 1; between them the state is saved and restored."""
+    args = train_sft.flags(["--model", policy, "--device", device, "--micro-tokens", "64", *flags])
+    model, tokenizer = load(args)
+    torch.set_float32_matmul_precision("highest")
+    base = load_model(policy, device).requires_grad_(False) if args.kl else None
+    optimizer = careful(torch.optim.AdamW(model.parameters(), fused=True))
+    rows = [(PROMPTS[a], PROMPTS[b], [i % 3 > 0 for i in range(len(PROMPTS[b]))], a)
+            for a, b in ((0, 2), (3, 4), (1, 0))]
+    norms = []
+    for _ in range(2):
+        loss, kl, _ = train_sft.accumulate(model, base, rows, tokenizer.vocab_size, args)
+        norms += [loss, kl, clipped_step(model, optimizer, "here")]
+        restore(moved(model, optimizer, norms), model, optimizer)
+    return moved(model, optimizer, norms)
+
+
+def rl_step(policy, device, *flags):
+    """Two rollouts of stage 2 on made-up responses; between them the state is restored."""
+    args = train_rl.flags(["--model", policy, "--device", device, "--minibatches", "2",
+                           "--micro-tokens", "96", *flags])
+    model, tokenizer = load(args)
+    torch.set_float32_matmul_precision("highest")
+    reference = copy.deepcopy(model).requires_grad_(False) if args.beta else None
+    value_head, optimizer = train_rl.learner(model, args)
+    careful(optimizer)
+    settings = PPO(tokenizer.vocab_size, args.temperature, args.epochs, args.minibatches, args.clip,
+                   args.micro_tokens)
+    rules = train_rl.Rules(args.reward, args.advantage == "gae", args.beta, args.plain)
+    rollout = rollout_of([[made("++"), made("-+++")], [made("--"), made("+--+")]], tokenizer)
+    rng, found = random.Random(0), {}
+    for number in range(2):
+        rollout.old = log_probs(model, rollout, settings)
+        train_rl.score(rollout, model, reference, value_head, settings)
+        train_rl.weigh(rollout, rules, rng)
+        signs = train_rl.update(model, value_head, optimizer, rollout, settings, rng, "here")
+        found |= {f"{name}{number}": torch.tensor(value) for name, value in signs.items()}
+        found |= {f"old{number}": rollout.old, f"advantages{number}": rollout.advantages}
+        after = moved(model, optimizer, [], value_head)
+        restore(after, model, optimizer, value_head)
+    return found | after
+
+
+# ---- the same as on a CPU ----------------------------------------------------------------------
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 20}, {"top_p": 0.9}, {"temperature": 0.7},
+                                      {"temperature": 0}], ids=str)
+def test_texts_are_those_of_a_cpu(policy, settings):
+    """Bug: tensors of two devices meet in the sampler, or the text depends on the device."""
+    theirs = texts(policy, "cpu", **settings)
+    with gpu():
+        ours = texts(policy, GPU, **settings)
+    assert [(s.ids, s.finished) for s in ours] == [(s.ids, s.finished) for s in theirs]
+    assert len({len(s.ids) for s in ours}) > 1
+    for mine, other in zip(ours, theirs):
+        close(torch.tensor(mine.logprobs), torch.tensor(other.logprobs), rtol=0, atol=1e-4)
+
+
+STEPS = [(sft_step, []), (sft_step, ["--kl", "0.1", "--recompute"]), (rl_step, []),
+         (rl_step, ["--beta", "0.1", "--recompute"]),
+         (rl_step, ["--advantage", "gae", "--plain", "--epochs", "2", "--temperature", "0.7"])]
+
+
+@pytest.mark.parametrize("step, flags", STEPS, ids=lambda x: getattr(x, "__name__", None) or str(x))
+def test_optimizer_steps_are_those_of_a_cpu(step, flags, policy, fp32):
+    """Bug: devices mix in the loss, its gradient, the optimizer or a restored state."""
+    theirs = step(policy, "cpu", *flags)
+    with gpu():
+        ours = step(policy, GPU, *flags)
+    close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_left_padding(policy):
+    """Bug: the mask of padded prompts is made on the CPU."""
+    ids, seen = torch.tensor([[0, 3, 4], [7, 8, 9]]), torch.tensor([[0, 1, 1], [1, 1, 1]])
+    with torch.no_grad(), gpu():
+        found = load_model(policy, GPU)(ids.to(GPU), seen.to(GPU)).cpu()
+        close(found, load_model(policy)(ids, seen), rtol=0, atol=1e-4)
+
+
+def test_a_saved_model_is_the_loaded_one(policy, tmp_path):
+    """Bug: weights cannot be saved from the device, or are changed on the way."""
+    with gpu():
+        save_model(load_model(policy, GPU), tmp_path, policy)
+    saved = dict(load_model(tmp_path).named_parameters())
+    for name, parameter in load_model(policy).named_parameters():
+        assert torch.equal(saved[name], parameter), name
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_stream_is_that_of_a_cpu(temperature, policy):
+    """Bug: a single response, watched while it comes, works on the CPU alone."""
+    tokenizer = Tokenizer.load(policy)
+
+    def stream(device):
+        model = load_model(policy, device)
+        return list(ask.stream(model, tokenizer, PROMPTS[0], 12, temperature, seed=3))
+    with gpu():
+        assert stream(GPU) == stream("cpu")
+
+
+# ---- whole scripts -----------------------------------------------------------------------------
+
+@pytest.fixture
+def small(policy, tmp_path, monkeypatch):
+    """Flags of a small run in an empty folder, where every second response is rewarded."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ppo, "outcome_reward", lambda t: 1.0 if sum(t.ids) % 2 else -1.0)
+    monkeypatch.setattr(train_rl, "OFFLINE_ACCURACY", (0, 1))
+    flags = ["--model", policy, "--device", GPU, "--max-new-tokens", "8", "--test-count", "2"]
+    with gpu():
+        yield flags
+
+
+@pytest.mark.parametrize("flags", [["--kl", "0.1"], ["--recompute"]], ids=str)
+def test_stage_1_runs(flags, small):
+    """Bug: SFT, or going on with it, works on the CPU alone."""
+    response = f"The answer is 2.\n\n{RECHECK}\n\n{VERDICTS[True]}"
+    write_jsonl("data.jsonl", [{"id": str(i), "question": f"1 + {i}?", "answer": "2",
+                                "response": response} for i in range(4)])
+    small += ["--data", "data.jsonl", "--batch", "2", "--out", "sft", "--micro-tokens", "64",
+              *flags]
+    train_sft.main([*small, "--steps", "1"])
+    train_sft.main([*small, "--steps", "2", "--resume"])
+    lines = [line for _, line in read_jsonl(Path("sft/metrics.jsonl"))]
+    assert [line["step"] for line in lines] == [1, 2] and all(line["grad_norm"] for line in lines)
+
+
+@pytest.mark.parametrize("flags", [["--reward", "both", "--beta", "0.1"], ["--advantage", "gae"],
+                                   ["--reward", "outcome"], ["--offline", "4", "--beta", "0.1"]],
+                         ids=str)
+def test_stage_2_runs(flags, small):
+    """Bug: RL, or going on with it, works on the CPU alone."""
+    small += ["--prompts", "2", "--samples", "2", "--count", "4", "--out", "rl",
+              "--micro-tokens", "64", *flags]
+    train_rl.main([*small, "--steps", "1"])
+    train_rl.main([*small, "--steps", "2", "--resume"])
+    lines = [line for _, line in read_jsonl(Path("rl/metrics.jsonl"))]
+    assert [line["step"] for line in lines] == [1, 2] and any(line["grad_norm"] for line in lines)
+
+
+def test_stage_0_runs(small, monkeypatch):
+    """Bug: answering or verifying works on the CPU alone."""
+    respond, verify, asked = build_data.respond, build_data.verify, []
+
+    def answers(model, tokenizer, problems, *rest):
+        """Sampled as it should be; then others are put in their place that can be used."""
+        asked.append(sum(len(row) for row in respond(model, tokenizer, problems, *rest)))
+        say = lambda problem, text: parse(problem, [*tokenizer.encode(f"The answer is {text}."),
+                                                    tokenizer.end_id], True, tokenizer)
+        return [[say(problem, problem.answer), say(problem, "77777")] for problem in problems]
+
+    def checks(model, tokenizer, claims, *rest):
+        asked.append(sum(len(row) for row in verify(model, tokenizer, claims, *rest)))
+        said = [answer != "77777" for _, answer in claims]
+        return [[Verification(VERDICTS[right], right, True)] for right in said]
+    monkeypatch.setattr(build_data, "respond", answers)
+    monkeypatch.setattr(build_data, "verify", checks)
+    build_data.main([*small, "--count", "3", "--samples", "2", "--out", "data"])
+    assert asked == [6, 6, 6]
+    assert len(list(read_jsonl(Path("data/trajectories.jsonl")))) == 3
+
+
+def test_evaluation_and_one_question_run(small, capsys):
+    """Bug: the programs beside the path work on the CPU alone."""
+    evaluate.main([*small, "--json"])
+    assert json.loads(capsys.readouterr().out)
+    ask.main([*small[:-2], "1 + 1?"])
+    assert "(cut by --max-new-tokens)" in capsys.readouterr().out
