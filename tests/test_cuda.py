@@ -8,7 +8,10 @@ import copy
 import json
 import random
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +20,7 @@ import build_data
 import pretended_cuda
 import train_rl
 import train_sft
-from nanoverify import ask, evaluate, model as model_file, ppo
+from nanoverify import ask, evaluate, model as model_file, ppo, rollout, sampler, scoring, stage
 from nanoverify.checkpoint import load_model, save_model
 from nanoverify.files import read_jsonl, write_jsonl
 from nanoverify.rollout import PPO, log_probs, rollout_of
@@ -83,11 +86,10 @@ def texts(policy, device, **settings):
     return [sample for row in rows for sample in row]
 
 
-def moved(model, optimizer, norms, value_head=None):
+def moved(model, optimizer, value_head=None):
     """What an optimizer step left, as the CPU sees it."""
     tensors = training_tensors(model, optimizer, value_head)
-    return {"norms": torch.tensor(norms),
-            **{name: x.detach().to("cpu", copy=True) for name, x in tensors.items()}}
+    return {name: x.detach().to("cpu", copy=True) for name, x in tensors.items()}
 
 
 def careful(optimizer):
@@ -97,46 +99,71 @@ def careful(optimizer):
     return optimizer
 
 
-def sft_step(policy, device, *flags):
-    """Two optimizer steps of stage 1; between them the state is saved and restored."""
-    args = train_sft.flags(["--model", policy, "--device", device, "--micro-tokens", "64", *flags])
+ROWS = [(PROMPTS[a], PROMPTS[b], [i % 3 > 0 for i in range(len(PROMPTS[b]))], a)
+        for a, b in ((0, 2), (3, 4), (1, 0))]
+
+
+def sft_setup(policy, device, rows, *flags):
+    """What a step of stage 1 needs."""
+    args = train_sft.flags(["--model", policy, "--device", device, "--micro-tokens", "32", *flags])
     model, tokenizer = load(args)
     torch.set_float32_matmul_precision("highest")
     base = load_model(policy, device).requires_grad_(False) if args.kl else None
     optimizer = careful(torch.optim.AdamW(model.parameters(), fused=True))
-    rows = [(PROMPTS[a], PROMPTS[b], [i % 3 > 0 for i in range(len(PROMPTS[b]))], a)
-            for a, b in ((0, 2), (3, 4), (1, 0))]
-    norms = []
+    return SimpleNamespace(model=model, base=base, batch=rows, optimizer=optimizer, args=args,
+                           vocab_size=tokenizer.vocab_size)
+
+
+def sft_update(s) -> list[float]:
+    loss, kl, _ = train_sft.accumulate(s.model, s.base, s.batch, s.vocab_size, s.args)
+    return [loss, kl, clipped_step(s.model, s.optimizer, "here")]
+
+
+def sft_step(policy, device, *flags):
+    """Two optimizer steps of stage 1; between them the state is saved and restored."""
+    s, signs = sft_setup(policy, device, ROWS, *flags), []
     for _ in range(2):
-        loss, kl, _ = train_sft.accumulate(model, base, rows, tokenizer.vocab_size, args)
-        norms += [loss, kl, clipped_step(model, optimizer, "here")]
-        restore(moved(model, optimizer, norms), model, optimizer)
-    return moved(model, optimizer, norms)
+        signs += sft_update(s)
+        after = moved(s.model, s.optimizer)
+        restore(after, s.model, s.optimizer)
+    return after | {"signs": torch.tensor(signs)}
 
 
-def rl_step(policy, device, *flags):
-    """Two rollouts of stage 2 on made-up responses; between them the state is restored."""
-    args = train_rl.flags(["--model", policy, "--device", device, "--minibatches", "2",
-                           "--micro-tokens", "96", *flags])
+def rl_setup(policy, device, groups, *flags):
+    """What a step of stage 2 needs, with made-up responses in place of sampled ones."""
+    args = train_rl.flags(["--model", policy, "--device", device, *flags])
     model, tokenizer = load(args)
     torch.set_float32_matmul_precision("highest")
     reference = copy.deepcopy(model).requires_grad_(False) if args.beta else None
     value_head, optimizer = train_rl.learner(model, args)
-    careful(optimizer)
     settings = PPO(tokenizer.vocab_size, args.temperature, args.epochs, args.minibatches, args.clip,
                    args.micro_tokens)
     rules = train_rl.Rules(args.reward, args.advantage == "gae", args.beta, args.plain)
-    rollout = rollout_of([[made("++"), made("-+++")], [made("--"), made("+--+")]], tokenizer)
-    rng, found = random.Random(0), {}
+    return SimpleNamespace(model=model, reference=reference, value_head=value_head, rules=rules,
+                           optimizer=careful(optimizer), settings=settings,
+                           rollout=rollout_of(groups, tokenizer))
+
+
+def rl_update(s) -> dict:
+    """Score, weigh and update: all of a step behind the sampling. -> vital signs"""
+    train_rl.score(s.rollout, s.model, s.reference, s.value_head, s.settings)
+    train_rl.weigh(s.rollout, s.rules, random.Random(0))
+    return train_rl.update(s.model, s.value_head, s.optimizer, s.rollout, s.settings,
+                           random.Random(0), "here")
+
+
+def rl_step(policy, device, *flags):
+    """Two steps of stage 2; between them the state is saved and restored."""
+    groups = [[made("++"), made("-+++")], [made("--"), made("+--+")]]
+    s = rl_setup(policy, device, groups, "--minibatches", "2", "--micro-tokens", "96", *flags)
+    found = {}
     for number in range(2):
-        rollout.old = log_probs(model, rollout, settings)
-        train_rl.score(rollout, model, reference, value_head, settings)
-        train_rl.weigh(rollout, rules, rng)
-        signs = train_rl.update(model, value_head, optimizer, rollout, settings, rng, "here")
+        s.rollout.old = log_probs(s.model, s.rollout, s.settings)
+        signs = rl_update(s)
         found |= {f"{name}{number}": torch.tensor(value) for name, value in signs.items()}
-        found |= {f"old{number}": rollout.old, f"advantages{number}": rollout.advantages}
-        after = moved(model, optimizer, [], value_head)
-        restore(after, model, optimizer, value_head)
+        found |= {f"old{number}": s.rollout.old, f"advantages{number}": s.rollout.advantages}
+        after = moved(s.model, s.optimizer, s.value_head)
+        restore(after, s.model, s.optimizer, s.value_head)
     return found | after
 
 
@@ -266,3 +293,76 @@ def test_evaluation_and_one_question_run(small, capsys):
     assert json.loads(capsys.readouterr().out)
     ask.main([*small[:-2], "1 + 1?"])
     assert "(cut by --max-new-tokens)" in capsys.readouterr().out
+
+
+# ---- how often the host waits for the device ---------------------------------------------------
+# Each wait of the host is time in which the device runs dry. What follows is counted on a pretended
+# GPU. The bounds are what the code needs today, not what it must need.
+
+pretended_only = pytest.mark.skipif(REAL, reason="counted, and planted, on a pretended GPU alone")
+STEPS_OF_A_LOOK = 4
+
+# {function: waits}
+LOOK = {"fill": 2}  # which rows have ended: `nonzero`, and its copy
+PART = {"join": 3,  # three tensors from lists
+        "backward": 1}  # the gradient of a boolean index
+SFT = {**PART, "masked_loss": 2,  # boolean indices: states and targets
+       "work": 1}  # the loss, for the log
+SFT_KL = {**SFT, "work": 3}  # and the KL, and a boolean index of the base's states
+RL = {**PART, "forward": 2,  # boolean indices: states and targets
+      "work": 2,  # old log-probs and advantages to the device
+      "ppo_loss": 6}  # vital signs
+RL_KL = {**RL, "join": 6, "forward": 4, "work": 3}  # and a pass of the reference, whose log-probs come back
+RL_GAE = {**RL, "join": 6, "forward": 4,  # and a pass for the values
+          "action_states": 2, "work": 6}  # list indices; values to and fro, the value loss
+
+
+def decoding(policy, looks):
+    model = load_model(policy, GPU)
+    generate(model, PROMPTS[:2], 1, 1 + looks * STEPS_OF_A_LOOK, set(), 266)
+
+
+def sft(policy, parts, *flags):
+    """Stage 1's step with so many micro-batches."""
+    rows = [(PROMPTS[0], PROMPTS[2], [1] * 4, i) for i in range(parts)]
+    sft_update(sft_setup(policy, GPU, rows, *flags))
+
+
+def rl(policy, parts, *flags):
+    """Stage 2's step with so many micro-batches."""
+    groups = [[made("++"), made("--")]] * (parts // 2)
+    rl_update(rl_setup(policy, GPU, groups, "--minibatches", "1", "--micro-tokens", "1", *flags))
+
+
+def assert_waits(bound: dict, job, policy, *flags):
+    """More of what `job` does, 2 or 4 of it, takes no more than these waits each."""
+    counts = []
+    for number in (2, 4):
+        with pretended_cuda.pretended_cuda() as device:
+            job(policy, number, *flags)
+        counts.append(Counter(device.by_function()))
+    more = {function: times / 2 for function, times in (counts[1] - counts[0]).items()}
+    too_many = {name: times for name, times in more.items() if times > bound.get(name, 0)}
+    assert not too_many, f"waits {more}, bound {bound}"
+
+
+JOBS = {"decoding": (LOOK, decoding), "sft": (SFT, sft), "sft --kl": (SFT_KL, sft, "--kl", "0.1"),
+        "rl": (RL, rl), "rl --beta": (RL_KL, rl, "--beta", "0.1"),
+        "rl gae": (RL_GAE, rl, "--advantage", "gae")}
+
+
+def check(name, policy):
+    bound, job, *flags = JOBS[name]
+    assert_waits(bound, job, policy, *flags)
+
+
+@pytest.fixture
+def short_looks(monkeypatch):
+    monkeypatch.setitem(sampler.CHECK, "cuda", STEPS_OF_A_LOOK)
+
+
+@pretended_only
+@pytest.mark.parametrize("name", JOBS)
+def test_waits(name, policy, short_looks):
+    """Bug: the host waits in each step of decoding, or more often in a micro-batch than it did."""
+    check(name, policy)
