@@ -105,7 +105,8 @@ def reason_to_wait(function, args, kwargs, tensors, to_device: bool) -> str:
             return ""
         free = kwargs.get("non_blocking") or function is aten.copy_.default and True in args[2:3]
         return "" if free else "copy to the device" if to_device else "copy to the host"
-    if getattr(kwargs.get("generator"), "device", torch.device("cuda")).type != "cuda" and to_device:
+    generator = kwargs.get("generator")
+    if to_device and generator is not None and generator.device.type != "cuda":
         raise Mixed(f"{function}: a generator on the CPU, numbers on the device")
     if len(on_host) == len(tensors):
         return ""

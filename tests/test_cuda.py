@@ -225,6 +225,63 @@ def test_a_stream_is_that_of_a_cpu(temperature, policy):
         assert stream(GPU) == stream("cpu")
 
 
+# ---- what a GPU takes and what it refuses ------------------------------------------------------
+
+NUMBERS, IDS = torch.arange(6.0).view(2, 3) - 2, torch.tensor([1, 0])
+TAKEN = {  # a: on the device, c: on the CPU
+    "a number on the CPU": lambda a, c: a * c[0, 1] + c[1, 1] / a,
+    "where": lambda a, c: torch.where(a > 0, a, c[0, 0]),
+    "masked_fill": lambda a, c: a.masked_fill(a > 0, c[0, 0]),
+    "fill": lambda a, c: a.clone().fill_(c[0, 0]),
+    "index on the CPU": lambda a, c: a[IDS] + a[:, c[0] > -2].sum(),
+    "write at an index on the CPU": lambda a, c: a.clone().index_put_((IDS,), c[0, 0]),
+    "copies": lambda a, c: a.clone().copy_(c) + c.clone().copy_(a).to(a.device),
+    "a view written in place": lambda a, c: a.clone().view(-1)[2:].add_(1).sum() + a,
+    "to where it is": lambda a, c: (b := a.clone()).to(a.device).fill_(7) * 0 + b,
+    "list": lambda a, c: a[[1, 0], [0, 2]] + torch.tensor(a.tolist(), device=a.device)[:, :2]}
+REFUSED = {
+    "sum": lambda a, c: a + c,
+    "in place": lambda a, c: a.clone().lerp_(c, 0.5),
+    "product": lambda a, c: a @ c.T,
+    "linear": lambda a, c: torch.nn.functional.linear(a, c),
+    "baddbmm": lambda a, c: torch.baddbmm(c[None, :, :2], a[None], a.T[None]),
+    "mask": lambda a, c: a.masked_fill(c > 0, 0.0),
+    "cat": lambda a, c: torch.cat([a, c]),
+    "gather": lambda a, c: a.gather(0, IDS[None]),
+    "embedding": lambda a, c: torch.nn.functional.embedding(IDS, a),
+    "index_copy": lambda a, c: a.clone().index_copy_(0, IDS, a),
+    "searchsorted": lambda a, c: torch.searchsorted(a, c),
+    "index on the device": lambda a, c: c[IDS.to(a.device)],
+    "values on the CPU": lambda a, c: a.clone().index_put_((IDS.to(a.device),), c),
+    "comparison": lambda a, c: torch.equal(a, c),
+    "generator": lambda a, c: torch.rand(2, device=a.device, generator=torch.Generator())}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_taken(name):
+    """Bug: the pretended GPU refuses, or computes wrongly, what a real one takes."""
+    with gpu():
+        close(TAKEN[name](NUMBERS.to(GPU), NUMBERS).detach().cpu(), TAKEN[name](NUMBERS, NUMBERS))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name):
+    """Bug: the pretended GPU takes what a real one refuses."""
+    with gpu(), pytest.raises(RuntimeError if REAL else pretended_cuda.Mixed):
+        REFUSED[name](NUMBERS.to(GPU), NUMBERS)
+
+
+def test_low_precision():
+    """Bug: autocast does not reach the device, so that all would be computed in fp32."""
+    with gpu(), torch.no_grad():
+        a = NUMBERS.to(GPU)[None, None, :, :2]
+        with model_file.autocast(GPU):
+            low = [a @ a, torch.nn.functional.linear(a, a[0, 0]), torch.bmm(a[0], a[0]),
+                   torch.nn.functional.scaled_dot_product_attention(a, a, a, is_causal=True)]
+            assert {x.dtype for x in low} == {torch.bfloat16} and (a * a).dtype is torch.float32
+        assert (a @ a).dtype is torch.float32
+
+
 # ---- whole scripts -----------------------------------------------------------------------------
 
 @pytest.fixture
@@ -352,6 +409,9 @@ JOBS = {"decoding": (LOOK, decoding), "sft": (SFT, sft), "sft --kl": (SFT_KL, sf
 
 
 def check(name, policy):
+    if name == "resumed":
+        with pretended_cuda.pretended_cuda():
+            return sft_step(policy, GPU)
     bound, job, *flags = JOBS[name]
     assert_waits(bound, job, policy, *flags)
 
@@ -366,3 +426,222 @@ def short_looks(monkeypatch):
 def test_waits(name, policy, short_looks):
     """Bug: the host waits in each step of decoding, or more often in a micro-batch than it did."""
     check(name, policy)
+
+
+# ---- planted faults: would they be seen? -------------------------------------------------------
+# Each is a function that plants it; its docstring says what it would do on a GPU. `plant(f, make)`
+# puts make(f) in the place of f, wherever it has been imported.
+
+FAULTS = {}
+
+
+def fault(job, waits=False):
+    """What shows it: the job fails, since tensors of two devices meet, or `waits` too often."""
+    def note(function):
+        FAULTS[function.__name__] = function, job, waits
+        return function
+    return note
+
+
+@fault("decoding")
+def angles_of_frequencies_on_the_cpu(plant):
+    """It fails at the first token."""
+    plant(model_file.angles, lambda real: lambda positions, frequencies: real(
+        positions, frequencies.cpu()))
+
+
+@fault("decoding", waits=True)
+def fused_frequencies_on_the_cpu(plant):
+    """Right, but each step of decoding copies them and waits."""
+    def make(real):
+        def fuse(model):
+            fused = real(model)
+            return replace(fused, frequencies=fused.frequencies.cpu())
+        return fuse
+    plant(sampler.fuse, make)
+
+
+@fault("decoding")
+def a_cache_on_the_cpu(plant):
+    """It fails when the first prompt is read."""
+    plant(sampler.KVCache, lambda real: lambda config, rows, device, dtype: real(
+        config, rows, "cpu", dtype))
+
+
+@fault("decoding")
+def a_mask_on_the_cpu(plant):
+    """It fails: ids that do not exist are masked in each step."""
+    def make(real):
+        def scaled(logits, vocab_size, temperature):
+            beyond = torch.arange(logits.shape[-1]) >= vocab_size
+            masked = logits.masked_fill(beyond, float("-inf"))
+            return real(masked, logits.shape[-1], temperature)
+        return scaled
+    plant(sampler.scaled_log_probs, make)
+
+
+@fault("decoding")
+def tokens_drawn_on_the_cpu(plant):
+    """It fails where they are noted, or fed."""
+    plant(sampler.draw, lambda real: lambda log_probs, u: real(log_probs.cpu(), u.cpu()))
+
+
+@fault("decoding")
+def a_generator_on_the_cpu(plant):
+    """It fails: numbers on the device need a generator there."""
+    plant(sampler.uniform, lambda real: lambda seed, prompt, samples, tokens: torch.rand(
+        samples, tokens, device=GPU, generator=torch.Generator().manual_seed(seed)))
+
+
+@fault("decoding", waits=True)
+def a_check_in_each_step(plant):
+    """Right, and slow: the device runs dry at each token."""
+    def make(real):
+        def draw(log_probs, u):
+            assert (log_probs.exp().sum(-1) > 0.9).all()
+            return real(log_probs, u)
+        return draw
+    plant(sampler.draw, make)
+
+
+@fault("decoding", waits=True)
+def a_length_asked_of_the_device(plant):
+    """Right, and slow: the host waits in each step for a number that it could count itself."""
+    def make(real):
+        def decode(fused, ids, cache):
+            cache.window = cache.lengths.max().item()
+            return real(fused, ids, cache)
+        return decode
+    plant(sampler.decode, make)
+
+
+@fault("decoding", waits=True)
+def an_index_on_the_cpu_in_each_step(plant):
+    """Right, and slow: it is copied to the device in each step."""
+    def make(real):
+        def draw(log_probs, u):
+            return real(log_probs[torch.arange(len(log_probs))], u)
+        return draw
+    plant(sampler.draw, make)
+
+
+@fault("sft")
+def targets_on_the_cpu(plant):
+    """It fails at the first micro-batch."""
+    def make(real):
+        def join(rows, masks, device):
+            ids, targets, *rest = real(rows, masks, device)
+            return ids, targets.cpu(), *rest
+        return join
+    plant(scoring.join, make)
+
+
+@fault("sft --kl")
+def states_of_the_base_on_the_cpu(plant):
+    """It fails at the first micro-batch."""
+    def make(real):
+        return lambda hidden, weight, base_hidden, *rest: real(
+            hidden, weight, base_hidden.cpu(), *rest)
+    plant(scoring.kl_divergence, make)
+
+
+@fault("sft")
+def one_weight_on_the_cpu(plant):
+    """It fails at the first forward pass."""
+    def make(real):
+        def loaded(folder, device="cpu"):
+            model = real(folder, device)
+            norm = model.model["norm"]
+            norm.weight = torch.nn.Parameter(norm.weight.detach().cpu())
+            return model
+        return loaded
+    plant(load_model, make)
+
+
+@fault("sft", waits=True)
+def a_loss_read_on_the_way(plant):
+    """Right, and slow: the host waits before it asks for the gradient."""
+    def make(real):
+        def token_log_probs(hidden, *rest):
+            found = real(hidden, *rest)
+            assert found.mean().item() <= 0
+            return found
+        return token_log_probs
+    plant(scoring.token_log_probs, make)
+
+
+@fault("rl", waits=True)
+def a_sign_more(plant):
+    """Right, and slow: one more number is fetched in each micro-batch."""
+    def make(real):
+        def ppo_loss(new, old, *rest):
+            loss, signs = real(new, old, *rest)
+            return loss, {**signs, "largest": (new - old).abs().max().item()}
+        return ppo_loss
+    plant(ppo.ppo_loss, make)
+
+
+@fault("rl", waits=True)
+def a_boolean_index_more(plant):
+    """Right, and slow: how many are selected is asked of the device."""
+    def make(real):
+        def token_log_probs(hidden, weight, ids, *rest):
+            some = ids >= 0
+            return real(hidden[some], weight, ids[some], *rest)
+        return token_log_probs
+    plant(scoring.token_log_probs, make)
+
+
+@fault("rl --beta")
+def log_probs_left_on_the_device(plant):
+    """It fails: the rollout's numbers are on the CPU."""
+    plant(log_probs, lambda real: lambda *args: real(*args).to(GPU))
+
+
+@fault("rl gae")
+def a_value_head_on_the_cpu(plant):
+    """It fails at the first state."""
+    def make(real):
+        def learner(model, args):
+            value_head, optimizer = real(model, args)
+            value_head.weight = torch.nn.Parameter(value_head.weight.detach().cpu())
+            return value_head, optimizer
+        return learner
+    plant(train_rl.learner, make)
+
+
+@fault("rl gae")
+def returns_on_the_cpu(plant):
+    """It fails: the value loss compares them with values on the device."""
+    def make(real):
+        return lambda new, old, returns, clip: real(new, old, returns.cpu(), clip)
+    plant(ppo.value_loss, make)
+
+
+@fault("resumed")
+def moments_restored_on_the_cpu(plant):
+    """A run that goes on fails at its first step."""
+    def make(real):
+        def restore(tensors, model, optimizer, value_head=None):
+            real(tensors, model, optimizer, value_head)
+            for moments in optimizer.state.values():
+                moments.update({name: moment.cpu() for name, moment in moments.items()})
+        return restore
+    plant(restore, make)
+
+
+@pretended_only
+@pytest.mark.parametrize("name", FAULTS)
+def test_planted_faults(name, policy, short_looks, monkeypatch):
+    """Bug: this file sees nothing."""
+    def plant(function, make):
+        new = make(function)
+        for module in list(sys.modules.values()):
+            if vars(module).get(function.__name__) is function:
+                monkeypatch.setattr(module, function.__name__, new)
+
+    function, job, waits = FAULTS[name]
+    function(plant)
+    with pytest.raises(AssertionError if waits else pretended_cuda.Mixed,
+                       match="^waits" if waits else None):
+        check(job, policy)
