@@ -30,6 +30,7 @@ from nanoverify.state import restore, training_tensors
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.trajectory import RECHECK, parse
 from nanoverify.verifier import VERDICTS, Verification
+from recorder import NotCapturable, Recorder
 from test_ppo import made
 from test_sampler import PROMPTS, save_policy
 
@@ -645,3 +646,78 @@ def test_planted_faults(name, policy, short_looks, monkeypatch):
     with pytest.raises(AssertionError if waits else pretended_cuda.Mixed,
                        match="^waits" if waits else None):
         check(job, policy)
+
+
+# ---- record and replay: what a CUDA graph would do ---------------------------------------------
+
+class Toy:
+    """Writes a running sum of squares, one number a step."""
+
+    def __init__(self):
+        self.sum = torch.zeros(1, device=GPU)
+        self.place = torch.zeros(1, dtype=torch.long, device=GPU)
+        self.written = torch.zeros(40, device=GPU)
+        self.steps = 0
+
+    def step(self):
+        self.sum += (self.place + 1.0) ** 2
+        self.written.index_copy_(0, self.place, self.sum)
+        self.place += 1
+
+
+class HostCounts(Toy):
+    def step(self):
+        super().step()
+        self.written[self.steps] += 0.5
+        self.steps += 1
+
+
+class TensorReplaced(Toy):
+    def step(self):
+        self.written.index_copy_(0, self.place, self.sum)
+        self.sum = self.sum + 1
+
+
+class HostWaits(Toy):
+    def step(self):
+        super().step()
+        assert self.place.item() < 40
+
+
+def replayed(toy):
+    """The numbers of 30 steps, one after the other, and of 2 steps and 28 repetitions."""
+    found = []
+    for recorded in (False, True):
+        with pretended_cuda.pretended_cuda() as device, torch.inference_mode():
+            one = toy()
+            for _ in range(2):
+                one.step()
+            recorder = Recorder(device)
+            if recorded:
+                recorder.record(one.step)
+            for _ in range(28):
+                recorder.replay() if recorded else one.step()
+            found.append(one.written.tolist())
+    return found
+
+
+@pretended_only
+def test_a_step_on_fixed_memory_can_be_repeated():
+    """Bug: the recorder itself loses or repeats an operation, or recording takes a step."""
+    plain, recorded = replayed(Toy)
+    assert plain == recorded and plain[:4] == [1, 5, 14, 30] and plain[29] == 9455
+
+
+@pretended_only
+@pytest.mark.parametrize("toy", [HostCounts, TensorReplaced])
+def test_what_the_host_remembers_is_noticed(toy):
+    """Bug: a step that depends on the host's state passes for one that can be repeated."""
+    plain, recorded = replayed(toy)
+    assert plain != recorded
+
+
+@pretended_only
+def test_a_wait_cannot_be_recorded():
+    """Bug: a step passes that would end the recording of a CUDA graph."""
+    with pytest.raises(NotCapturable):
+        replayed(HostWaits)
