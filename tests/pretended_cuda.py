@@ -77,17 +77,19 @@ class Pretended(torch.Tensor):
 
 
 def each(function, x):
-    """x with function(leaf) for each leaf of its lists, tuples and dictionaries."""
+    """x with function(tensor) for each tensor in its lists, tuples and dictionaries."""
+    if isinstance(x, torch.Tensor):
+        return function(x)
     if type(x) in (list, tuple):
         return type(x)([each(function, y) for y in x])
     if type(x) is dict:
         return {key: each(function, y) for key, y in x.items()}
-    return function(x)
+    return x
 
 
 def tensors_in(x) -> list:
     found = []
-    each(lambda leaf: found.append(leaf) if isinstance(leaf, torch.Tensor) else None, x)
+    each(found.append, x)
     return found
 
 
@@ -103,8 +105,11 @@ def reason_to_wait(function, args, kwargs, tensors, to_device: bool) -> str:
         source = args[1] if function is aten.copy_.default else args[0]
         if isinstance(source, Pretended) == to_device:
             return ""
-        free = kwargs.get("non_blocking") or function is aten.copy_.default and True in args[2:3]
-        return "" if free else "copy to the device" if to_device else "copy to the host"
+        # `copy_` has it as its third argument; to the host, `to` takes pinned memory by itself
+        in_place = function is aten.copy_.default and True in args[2:3] and to_device
+        if kwargs.get("non_blocking") or in_place:
+            return ""
+        return "copy to the device" if to_device else "copy to the host"
     generator = kwargs.get("generator")
     if to_device and generator is not None and generator.device.type != "cuda":
         raise Mixed(f"{function}: a generator on the CPU, numbers on the device")
@@ -170,12 +175,7 @@ class Device(TorchDispatchMode):
             return out
         # what was written in place comes back as itself
         known = {id(x.numbers): x for x in tensors if isinstance(x, Pretended)}
-
-        def pretend(x):
-            if id(x) in known:
-                return known[id(x)]
-            return Pretended(x) if isinstance(x, torch.Tensor) else x
-        return each(pretend, out)
+        return each(lambda x: known[id(x)] if id(x) in known else Pretended(x), out)
 
 
 def asking_function() -> str:
@@ -207,7 +207,7 @@ def in_low_precision(function, *args, **kwargs):
     dtype = torch.get_autocast_dtype(NAME)
 
     def cast(x):
-        return x.to(dtype) if isinstance(x, torch.Tensor) and x.dtype is torch.float32 else x
+        return x.to(dtype) if x.dtype is torch.float32 else x
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
     with torch._C._ExcludeDispatchKeyGuard(keys):
         return function(*each(cast, args), **each(cast, kwargs))

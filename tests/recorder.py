@@ -1,8 +1,9 @@
 """A CUDA graph, emulated on the pretended GPU: one step is recorded as operations on fixed memory.
 
 Repeating them runs no line of Python of the step: a number that the host would have changed is
-frozen, and a tensor that the host would have replaced is the old one, as in a real graph. What this
-cannot tell: whether a kernel may be captured, and memory that was freed while a graph still uses it.
+frozen, and a tensor that the host would have replaced is the old one, as in a real graph. What
+this cannot tell: whether a kernel may be captured, and memory that was freed while a graph still
+uses it.
 """
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -33,8 +34,8 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs, waits = kwargs or {}, self.device.waits.copy()
-        named = zip(function._schema.arguments, args)
-        written = [x for argument, x in named if argument.alias_info and argument.alias_info.is_write]
+        infos = [argument.alias_info for argument in function._schema.arguments]
+        written = [x for info, x in zip(infos, args) if info and info.is_write]
         self.before += [(tensor, tensor.clone()) for tensor in tensors_in(written)]
         out = function(*args, **kwargs)
         if more := self.device.waits - waits:
