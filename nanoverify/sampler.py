@@ -41,11 +41,13 @@ SLOTS = 32  # a cache grows and shrinks by this many tokens
 ROWS = 32  # rows are decoded in multiples of this
 CHECK = {"cpu": 1, "cuda": 16}  # steps between two looks at which rows have ended: at each look the host waits for the device
 
+FIXED = {"cuda"}  # where the cache has all of its slots from the beginning
+
 
 class KVCache:
     """Keys and values of `rows` rows; row b holds lengths[b] tokens in S slots. Written in place.
 
-    With `slots` there are so many from the beginning, and the memory never moves: a recorded step needs it. Without,
+    With `slots` they are all there from the beginning, and the memory never moves: a recorded step needs it. Without,
     S follows the longest row in steps of SLOTS, so that the products of attention read one block of memory without
     gaps: on a CPU they take a quarter (bf16) to half (fp32) of the time.
     """
@@ -57,7 +59,7 @@ class KVCache:
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self.rows = rows
         self.fixed = slots > 0
-        self.window = 0  # length of the longest row, known without asking the device; at most that in a fixed cache
+        self.window = slots  # length of the longest row, known without asking the device; of a fixed cache its slots
 
     @property
     def slots(self) -> int:
@@ -126,7 +128,7 @@ class KVCache:
 
         rows and to: indices on the device. Call `resize` afterwards.
         """
-        width = source.slots if source.fixed else source.window
+        width = source.window
         self.reserve(max(width - self.window, 0), last + 1)
         for mine, theirs in ((self.k, source.k), (self.v, source.v)):
             for cached, new in zip(mine, theirs):
@@ -213,8 +215,8 @@ class Batch:
         self.active = []  # active[b]: the Sample that row b writes
         # a row that has ended goes on until the next look, and what it adds is cut off
         N = sampling.max_new_tokens + self.check
-        fixed = device.type == "cuda"
-        self.cache = KVCache(model.config, capacity, device, mixed_dtype(model), fixed * (longest + N))
+        slots = longest + N if device.type in FIXED else 0
+        self.cache = KVCache(model.config, capacity, device, mixed_dtype(model), slots)
         self.fused, self.replay = fuse(model, sampling.vocab_size), Replay(device)
         self.written = torch.zeros(capacity, N, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(capacity, N, device=device)

@@ -93,6 +93,8 @@ def set_up(args):
         torch.zeros(1, device=args.device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {args.device}: {str(error).splitlines()[0]}")
+    if torch.device(args.device).type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 for the products that stay in fp32, those with lm_head
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), 8))  # small matrices do not feed more
 

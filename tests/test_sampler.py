@@ -155,14 +155,17 @@ def plain_texts():
     return model, stops, texts
 
 
-@pytest.mark.parametrize("slots, idle", [(4, 1), (4, 2), (SLOTS, 32)])
+@pytest.mark.parametrize("slots, idle", [(4, 1), (4, 2), (SLOTS, 32), ("fixed", 1), ("fixed", 4)])
 @pytest.mark.parametrize("count, check", [(1, 1), (3, 1), (1, 4)])  # on a GPU ended rows are looked for only every so many steps
 @pytest.mark.parametrize("samples, batch_size", [(1, 100), (1, 16), (1, 7), (1, 5), (1, 4), (1, 3), (1, 2), (1, 1), (3, 100), (3, 9), (3, 7), (3, 3), (3, 1)])
 @pytest.mark.parametrize("times", [1, 3])
 def test_batch_equals_each_prompt_alone(times, samples, batch_size, count, check, slots, idle, plain_texts, poisoned, monkeypatch):
     """Bug: rows that end early, move or are refilled take the text, length or place in the result of another, also while the
     cache grows and shrinks; a small batch stalls; rows that wait for the next look after their end write into their text, or run out of room."""
-    monkeypatch.setattr("nanoverify.sampler.SLOTS", slots)
+    if slots == "fixed":  # as on a GPU
+        monkeypatch.setattr("nanoverify.sampler.FIXED", {"cpu"})
+    else:
+        monkeypatch.setattr("nanoverify.sampler.SLOTS", slots)
     monkeypatch.setattr("nanoverify.sampler.ROWS", idle)
     monkeypatch.setattr("nanoverify.sampler.workers", lambda model: count)
     monkeypatch.setattr("nanoverify.sampler.CHECK", {"cpu": check})
