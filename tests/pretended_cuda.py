@@ -1,19 +1,20 @@
 """A pretended GPU: tensors that say they are on "cuda:0" and hold their numbers on the CPU.
 
 Everything runs, to the last number, on a machine without a GPU. What CUDA refuses is refused
-(tensors of two devices in one operation), and what makes the host wait for the device is counted,
-by the function of this project that asked for it.
+(tensors of two devices in one operation), what makes the host wait for the device is counted, by
+the function of this project that asked for it, and CUDA graphs are recorded and repeated.
 
 Made of what PyTorch has for backends written in Python: a tensor subclass on the spare device type
-PrivateUse1, and a dispatch mode, which sees every operation. What this cannot tell: whether CUDA
-has a kernel for these types and shapes, how it rounds, memory, time, streams. Of autocast, it only
-has the operations that go to low precision.
+PrivateUse1, and dispatch modes, which see every operation. What this cannot tell: whether CUDA has
+a kernel for these types and shapes, how it rounds, memory, time, streams. Of autocast, it only has
+the operations that go to low precision.
 """
 import contextlib
 import functools
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import torch
@@ -25,8 +26,8 @@ NAME = "pretended"  # of the device type, for PyTorch itself
 ROOT = Path(__file__).parents[1]
 aten = torch.ops.aten
 COPIES = (aten.copy_.default, aten._to_copy.default)
-READS, WRITES = (aten.index.Tensor,), (aten.index_put.default, aten.index_put_.default,
-                                       aten._index_put_impl_.default)
+INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default,
+            aten._index_put_impl_.default)
 # beside pointwise ones, the operations that take a number from the CPU, a tensor without dimensions
 NUMBERS = (aten.fill_.Tensor, aten.masked_fill.Tensor, aten.masked_fill_.Tensor)
 # the operations used here that autocast computes in low precision on CUDA
@@ -36,6 +37,12 @@ LOWER = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "scaled_dot_produc
 class Mixed(RuntimeError):
     """Tensors of two devices in one operation."""
 
+
+class NotCapturable(RuntimeError):
+    """What cannot be in a CUDA graph: the host waits for the device, or hands it a tensor."""
+
+
+# ---- tensors -----------------------------------------------------------------------------------
 
 def translated(x):
     """A CUDA device by the name that PyTorch knows this one by; all else as it is."""
@@ -49,10 +56,11 @@ class Pretended(torch.Tensor):
 
     @staticmethod
     def __new__(cls, numbers):
-        self = torch.Tensor._make_wrapper_subclass(
-            cls, numbers.size(), strides=numbers.stride(), dtype=numbers.dtype,
-            storage_offset=numbers.storage_offset(), device=torch.device(NAME, 0),
-            requires_grad=numbers.requires_grad)
+        with torch.inference_mode(numbers.is_inference()):  # a view of a parameter is not
+            self = torch.Tensor._make_wrapper_subclass(
+                cls, numbers.size(), strides=numbers.stride(), dtype=numbers.dtype,
+                storage_offset=numbers.storage_offset(), device=torch.device(NAME, 0),
+                requires_grad=numbers.requires_grad)
         self.numbers = numbers
         return self
 
@@ -93,10 +101,7 @@ def tensors_in(x) -> list:
     return found
 
 
-@functools.cache
-def decomposes(function) -> bool:
-    return function._can_decompose()
-
+# ---- what the host waits for, and what is refused ----------------------------------------------
 
 def reason_to_wait(function, args, kwargs, tensors, to_device: bool) -> str:
     """What the host waits for, "" if it does not. Mixed: CUDA would raise."""
@@ -115,7 +120,7 @@ def reason_to_wait(function, args, kwargs, tensors, to_device: bool) -> str:
         raise Mixed(f"{function}: a generator on the CPU, numbers on the device")
     if len(on_host) == len(tensors):
         return ""
-    if function in READS + WRITES:
+    if function in INDEXING:
         indices = [x for x in args[1] if x is not None]
         values = [x for x in args[2:3] if not isinstance(x, Pretended)]
         if not isinstance(args[0], Pretended) or any(x.dim() for x in values):
@@ -134,6 +139,22 @@ def reason_to_wait(function, args, kwargs, tensors, to_device: bool) -> str:
     if any(tag in function.tags for tag in depends) and kwargs.get("output_size") is None:
         return str(function).removeprefix("aten.").partition(".")[0]
     return ""
+
+
+def asking_function() -> str:
+    """The name of the innermost function of this project, tests left out, that is being run."""
+    frame = sys._getframe()
+    while frame:
+        folder, name = Path(frame.f_code.co_filename).parent, frame.f_code.co_name
+        if folder in (ROOT, ROOT / "nanoverify") and name[0] != "<":  # not <lambda>
+            return name
+        frame = frame.f_back
+    return "the test"
+
+
+@functools.cache
+def decomposes(function) -> bool:
+    return function._can_decompose()
 
 
 class Device(TorchDispatchMode):
@@ -170,7 +191,7 @@ class Device(TorchDispatchMode):
         args, kwargs = each(lambda x: x.numbers if isinstance(x, Pretended) else x, (args, kwargs))
         if to_device and asked is not None:
             kwargs["device"] = torch.device("cpu")
-        out = function(*args, **kwargs)
+        out = KERNELS.get(function, function)(*args, **kwargs)
         if not to_device:
             return out
         # what was written in place comes back as itself
@@ -178,16 +199,102 @@ class Device(TorchDispatchMode):
         return each(lambda x: known[id(x)] if id(x) in known else Pretended(x), out)
 
 
-def asking_function() -> str:
-    """The name of the innermost function of this project, tests left out, that is being run."""
-    frame = sys._getframe()
-    while frame:
-        folder, name = Path(frame.f_code.co_filename).parent, frame.f_code.co_name
-        if folder in (ROOT, ROOT / "nanoverify") and name[0] != "<":  # not <lambda>
-            return name
-        frame = frame.f_back
-    return "the test"
+# ---- kernels that a CPU does not have ----------------------------------------------------------
 
+def flash_parts(q, k, v, starts_q, starts_k, longest_q, longest_k, causal, scale, used=None):
+    """For each sequence: where its queries and keys are, q, k, v with as many heads, weights."""
+    for starts in (starts_q, starts_k):
+        assert starts.dtype is torch.int32 and starts.is_contiguous()
+    assert all(x.stride(-1) == 1 for x in (q, k, v)) and q.shape[-1] % 8 == 0
+    group = q.shape[1] // k.shape[1]
+    for i in range(len(starts_q) - 1):
+        (a, b), (c, d) = starts_q[i: i + 2].tolist(), starts_k[i: i + 2].tolist()
+        d = d if used is None else c + int(used[i])
+        assert b - a <= longest_q and d - c <= longest_k
+        own, keys = q[a:b].float(), k[c:d].float().repeat_interleave(group, 1)
+        scores = torch.einsum("qhe,khe->hqk", own, keys) * scale
+        if causal:  # the last query sees the last key
+            later = torch.ones(b - a, d - c, dtype=torch.bool).triu(1 + (d - c) - (b - a))
+            scores = scores.masked_fill(later, float("-inf"))
+        values = v[c:d].float().repeat_interleave(group, 1)
+        yield slice(a, b), slice(c, d), own, keys, values, scores.softmax(-1)
+
+
+def flash_forward(q, k, v, starts_q, starts_k, longest_q, longest_k, dropout, causal, debug, *,
+                  scale=None, seqused_k=None, **others):
+    out, nothing = torch.full_like(q, float("nan")), torch.empty(0)
+    scale = scale or q.shape[-1] ** -0.5
+    parts = flash_parts(q, k, v, starts_q, starts_k, longest_q, longest_k, causal, scale, seqused_k)
+    for queries, _, _, _, values, weights in parts:
+        out[queries] = torch.einsum("hqk,khe->qhe", weights, values).to(q.dtype)
+    return out, nothing, nothing, nothing, nothing
+
+
+def flash_backward(grad, q, k, v, out, sums, starts_q, starts_k, longest_q, longest_k, dropout,
+                   causal, rng, unused, *, scale=None, **others):
+    scale = scale or q.shape[-1] ** -0.5
+    grads = [torch.zeros_like(x, dtype=torch.float32) for x in (q, k, v)]
+    parts = flash_parts(q, k, v, starts_q, starts_k, longest_q, longest_k, causal, scale)
+    for queries, seen, own, keys, values, weights in parts:
+        g = grad[queries].float()
+        of_weights = torch.einsum("qhe,khe->hqk", g, values)
+        mean = (of_weights * weights).sum(-1, keepdim=True)
+        of_scores = weights * (of_weights - mean) * scale
+        grads[0][queries] += torch.einsum("hqk,khe->qhe", of_scores, keys)
+        for total, wide in ((grads[1], torch.einsum("hqk,qhe->khe", of_scores, own)),
+                            (grads[2], torch.einsum("hqk,qhe->khe", weights, g))):
+            total[seen] += wide.view(len(wide), k.shape[1], -1, k.shape[2]).sum(2)
+    return tuple(total.to(q.dtype) for total in grads)
+
+
+KERNELS = {aten._flash_attention_forward.default: flash_forward,
+           aten._flash_attention_backward.default: flash_backward}
+
+
+# ---- CUDA graphs -------------------------------------------------------------------------------
+
+class Graph(TorchDispatchMode):
+    """Stands in for torch.cuda.CUDAGraph, and within `with graph:` records.
+
+    Recorded are operations on fixed memory. To repeat them runs no line of Python: a number that
+    the host would have changed is frozen, and where it would have taken another tensor, it is the
+    old one. As with CUDA, recording itself takes no step: what it wrote is put back.
+    """
+
+    def __init__(self, device: Device):
+        super().__init__()
+        self.device, self.operations, self.before = device, [], []
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        for tensor, numbers in reversed(self.before):
+            tensor.copy_(numbers)
+        self.before.clear()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs, waits = kwargs or {}, self.device.waits.copy()
+        infos = [argument.alias_info for argument in function._schema.arguments]
+        written = [x for info, x in zip(infos, args) if info and info.is_write]
+        self.before += [(tensor, tensor.clone()) for tensor in tensors_in(written)]
+        out = function(*args, **kwargs)
+        reasons = list(self.device.waits - waits)
+        reasons += [x.shape for x in tensors_in((args, kwargs)) if x.dim() and not x.is_cuda]
+        if reasons:
+            raise NotCapturable(f"{function}: {reasons}")
+        self.operations.append((function, args, kwargs, out))
+        return out
+
+    def pool(self):
+        return "memory that graphs share"
+
+    def replay(self):
+        for function, args, kwargs, out in self.operations:
+            for fixed, new in zip(tensors_in(out), tensors_in(function(*args, **kwargs))):
+                if fixed.numbers.data_ptr() != new.numbers.data_ptr():  # else it was written there
+                    fixed.copy_(new)
+
+
+# ---- the device --------------------------------------------------------------------------------
 
 @functools.cache
 def register():
@@ -217,23 +324,29 @@ def in_low_precision(function, *args, **kwargs):
 def pretended_cuda():
     """Within, "cuda:0" is a pretended GPU ("cuda" without a number is not). -> Device"""
     register()
-    autocast, enabled, dtype = torch.autocast, torch.is_autocast_enabled, torch.get_autocast_dtype
+    enabled, dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
     kind = lambda name: NAME if name == "cuda" else name
 
-    class Autocast(autocast):
+    class Autocast(torch.autocast):
         def __init__(self, device_type, *args, **kwargs):
             super().__init__(kind(device_type), *args, **kwargs)
 
+    device = Device()
+    instead = {"autocast": Autocast, "amp.autocast": Autocast,
+               "is_autocast_enabled": lambda name: enabled(kind(name)),
+               "get_autocast_dtype": lambda name: dtype(kind(name)),
+               "cuda.is_available": lambda: True,
+               "cuda._lazy_init": lambda: None,
+               "cuda.synchronize": lambda *args: None,
+               "cuda.get_device_properties": lambda *args: SimpleNamespace(total_memory=2 ** 36),
+               "cuda.CUDAGraph": lambda: Graph(device),
+               "cuda.graph": lambda graph, pool=None: graph}
     # with it, torch.tensor(numbers, device="cuda:0") is a CPU tensor and a copy, for us to see
     lifted = torch._C._only_lift_cpu_tensors()
-    with mock.patch("torch.autocast", Autocast), mock.patch("torch.amp.autocast", Autocast), \
-            mock.patch("torch.is_autocast_enabled", lambda name: enabled(kind(name))), \
-            mock.patch("torch.get_autocast_dtype", lambda name: dtype(kind(name))), \
-            mock.patch("torch.cuda._lazy_init", lambda: None), \
-            mock.patch("torch.cuda.synchronize", lambda *args: None), \
-            torch.autograd.set_multithreading_enabled(False), Device() as device:
+    with contextlib.ExitStack() as stack:
+        for name, value in instead.items():
+            stack.enter_context(mock.patch(f"torch.{name}", value))
+        stack.enter_context(torch.autograd.set_multithreading_enabled(False))
+        stack.callback(torch._C._set_only_lift_cpu_tensors, lifted)
         torch._C._set_only_lift_cpu_tensors(True)
-        try:
-            yield device
-        finally:
-            torch._C._set_only_lift_cpu_tensors(lifted)
+        yield stack.enter_context(device)

@@ -30,7 +30,6 @@ from nanoverify.state import restore, training_tensors
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.trajectory import RECHECK, parse
 from nanoverify.verifier import VERDICTS, Verification
-from recorder import NotCapturable, Recorder
 from test_ppo import made
 from test_sampler import PROMPTS, save_policy
 
@@ -689,14 +688,14 @@ def replayed(toy):
     found = []
     for recorded in (False, True):
         with pretended_cuda.pretended_cuda() as device, torch.inference_mode():
-            one = toy()
+            one, graph = toy(), pretended_cuda.Graph(device)
             for _ in range(2):
                 one.step()
-            recorder = Recorder(device)
             if recorded:
-                recorder.record(one.step)
+                with graph:
+                    one.step()
             for _ in range(28):
-                recorder.replay() if recorded else one.step()
+                graph.replay() if recorded else one.step()
             found.append(one.written.tolist())
     return found
 
@@ -719,5 +718,5 @@ def test_what_the_host_remembers_is_noticed(toy):
 @pretended_only
 def test_a_wait_cannot_be_recorded():
     """Bug: a step passes that would end the recording of a CUDA graph."""
-    with pytest.raises(NotCapturable):
+    with pytest.raises(pretended_cuda.NotCapturable):
         replayed(HostWaits)
