@@ -268,17 +268,17 @@ def optimizer_step(model, value_head, optimizer, rollout, rows: list[int], setti
         hidden, ids = forward(model, rollout, part)
         new = token_log_probs(hidden, model.lm_head.weight, ids, settings.vocab_size,
                               settings.temperature)
-        old = rollout.flat(rollout.old, part).to(new.device)
-        advantages = rollout.flat(rollout.advantages, part).to(new.device)
+        old, advantages = (rollout.flat(numbers, part).to(new.device, non_blocking=True)
+                           for numbers in (rollout.old, rollout.advantages))
         loss, signs = ppo.ppo_loss(new, old, advantages, settings.clip)
         loss = loss / tokens
         if value_head:
             # detached: the head reads the states and does not shape them
             values = value_head(action_states(hidden.detach(), rollout, part))[:, 0]
-            before, returns = (of_actions(numbers, part).to(values.device)
+            before, returns = (of_actions(numbers, part).to(values.device, non_blocking=True)
                                for numbers in (rollout.values, rollout.returns))
             wrong = ppo.value_loss(values, before, returns, VALUE_CLIP) / actions
-            loss, signs["value_loss"] = loss + VALUE_WEIGHT * wrong, wrong.item()
+            loss, signs["value_loss"] = loss + VALUE_WEIGHT * wrong, wrong.detach()
         return loss, signs
 
     parameters = [*model.parameters(), *(value_head.parameters() if value_head else ())]

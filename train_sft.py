@@ -15,7 +15,7 @@ from nanoverify.checkpoint import checkpoint_files, load_model, save_model
 from nanoverify.evaluate import evaluate, metrics, report, table
 from nanoverify.files import InputError, output_folder, print_skipped, read_jsonl, refuse, run, write_json, write_jsonl
 from nanoverify.model import autocast
-from nanoverify.scoring import backward, join, kl_divergence, room, token_log_probs
+from nanoverify.scoring import Packed, backward, join, kl_divergence, room, token_log_probs
 from nanoverify.stage import (add_model_flags, add_output_flags, add_question_flags, add_training_flags, bad_lines, batch_of, clipped_step, earlier_evaluations,
                               load, new_parser, positive, print_memory, print_time, save_evaluations, test_problems)
 from nanoverify.state import go_on, identity, save_step, signals, state_bytes
@@ -60,10 +60,10 @@ def read_rows(args, tokenizer, context: int):
     return rows, too_long
 
 
-def masked_loss(model, ids, targets, select, lengths, vocab_size: int):
-    """-log-prob of all selected targets, summed, and the final states before them, (N, D). The arguments are as `join` makes them."""
-    hidden = model.hidden(ids, lengths=lengths)[select]
-    return -token_log_probs(hidden, model.lm_head.weight, targets[select], vocab_size).sum(), hidden
+def masked_loss(model, packed: Packed, vocab_size: int):
+    """-log-prob of all wanted tokens, summed, and the final states before them, (N, D)."""
+    hidden = model.hidden(packed.ids, lengths=packed.lengths)[0, packed.places]
+    return -token_log_probs(hidden, model.lm_head.weight, packed.targets, vocab_size).sum(), hidden
 
 
 def accumulate(model, base, batch, vocab_size: int, args):
@@ -71,19 +71,19 @@ def accumulate(model, base, batch, vocab_size: int, args):
     learned = sum(sum(mask) for _, _, mask, _ in batch)  # counted once, over the whole optimizer step
 
     def work(part):
-        ids, targets, select, lengths = join([batch[i][:2] for i in part], [batch[i][2] for i in part], args.device)
+        packed = join([batch[i][:2] for i in part], [batch[i][2] for i in part], args.device)
         with autocast(args.device):
-            loss, hidden = masked_loss(model, ids, targets, select, lengths, vocab_size)
-        loss, kl = loss / learned, 0.0
-        found = loss.item()
+            loss, hidden = masked_loss(model, packed, vocab_size)
+        loss = loss / learned
+        signs = {"loss": loss.detach()}
         if base:
             with torch.no_grad(), autocast(args.device):
-                base_hidden = base.hidden(ids, lengths=lengths)[select]
+                base_hidden = base.hidden(packed.ids, lengths=packed.lengths)[0, packed.places]
             kl = kl_divergence(hidden, model.lm_head.weight, base_hidden, base.lm_head.weight, vocab_size).sum() / learned
-            loss, kl = loss + args.kl * kl, kl.item()
-        return loss, (found, kl)
-    found = backward(model, [room(p, r) for p, r, *_ in batch], args.micro_tokens, work, list(model.parameters()))
-    return sum(loss for loss, _ in found), sum(kl for _, kl in found), learned
+            loss, signs["kl"] = loss + args.kl * kl, kl.detach()
+        return loss, signs
+    parts = backward(model, [room(p, r) for p, r, *_ in batch], args.micro_tokens, work, list(model.parameters()))
+    return sum(part["loss"] for part in parts), sum(part.get("kl", 0.0) for part in parts), learned
 
 
 def main(argv=None):

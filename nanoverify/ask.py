@@ -13,10 +13,11 @@ import sys
 
 import torch
 
+from nanoverify.decoding import decode, fuse
 from nanoverify.files import InputError, run
 from nanoverify.model import autocast
 from nanoverify.problems import SOLVE_PROMPT, Problem
-from nanoverify.sampler import decode, fuse, next_token, prefill, uniform
+from nanoverify.sampler import next_token, prefill, uniform
 from nanoverify.stage import add_model_flags, load
 from nanoverify.trajectory import parse
 from nanoverify.verifier import VERDICTS
@@ -31,12 +32,14 @@ def stream(model, tokenizer, prompt: list[int], max_new_tokens: int, temperature
     if len(prompt) >= context:
         raise InputError(f"the question has {len(prompt)} tokens; the model's context is {context}")
     numbers = uniform(seed, 0, 1, min(max_new_tokens, context - len(prompt)))[0].to(device)
-    fused, (cache, logits) = fuse(model), prefill(model, [prompt])
+    fused = fuse(model, tokenizer.vocab_size)
+    cache, logits = prefill(model, [prompt], tokenizer.vocab_size)
     for u in numbers:
-        ids, _ = next_token(logits, tokenizer.vocab_size, temperature, 0, 1.0, u[None])
+        ids, _ = next_token(logits, temperature, 0, 1.0, u[None])
         yield ids.item()
         if ids.item() in tokenizer.stop_ids:
             return
+        cache.reserve(1)
         logits = decode(fused, ids, cache)
 
 

@@ -11,41 +11,57 @@ import torch
 
 from nanoverify.model import Config, Transformer, autocast
 from nanoverify.parallel import in_parallel, workers
-from nanoverify.sampler import KVCache, decode, fuse, prefill
+from nanoverify.sampler import Batch, Sample, Sampling
 from nanoverify.scoring import LOGITS, backward, token_log_probs
+
+
+MICRO_TOKENS = (16384, 8192, 4096)  # defaults on CUDA: the first that fits
+
+
+def device_memory(device) -> int:
+    """Bytes of a GPU, 0 where there is none."""
+    return torch.cuda.get_device_properties(device).total_memory if torch.cuda.is_available() else 0
 
 
 def activation_bytes(config: Config, tokens: int, recompute: bool) -> int:
     """What the backward pass keeps of `tokens` tokens (B x T), logits aside."""
     D, I, L = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     HE, KE = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    # per token: residuals and norms in fp32 and their bf16 copies for each product; q, k, v, before and after the rotation; the MLP's three
-    layer = 26 * D + 8 * HE + 6 * KE + 8 * I
+    # per token: residuals and norms in fp32, their bf16 copies for the products; q, k, v after the rotation; the MLP's three
+    layer = 21 * D + 4 * HE + 4 * KE + 8 * I
     return tokens * (4 * D * L + layer if recompute else layer * L)
 
 
-def estimate(config: Config, batch_size: int, slots: int, micro_tokens: int = 0, recompute: bool = False, frozen: int = 0) -> dict[str, int]:
-    """Bytes by purpose, and their `peak`. slots: tokens of the longest sequence that is sampled. micro_tokens 0: sampling only.
-    frozen: other models of this size that stay."""
+def estimate(config: Config, batch_size: int, slots: int, micro_tokens: int = 0, recompute: bool = False,
+             frozen: int = 0) -> dict[str, int]:
+    """Bytes by purpose, and their `peak`. slots: tokens of the longest sequence that is sampled.
+
+    micro_tokens 0: sampling only. frozen: other models of this size that stay.
+    """
     with torch.device("meta"):
         parameters = sum(p.numel() for p in Transformer(config).parameters())
+    V, D = config.vocab_size, config.hidden_size
+    layers = parameters - V * D * (1 if config.tie_word_embeddings else 2)
     parts = {"weights": 4 * parameters}
     if micro_tokens:
-        parts |= {"gradients": 4 * parameters, "Adam": 8 * parameters}
+        parts["Adam"] = 8 * parameters
     if frozen:
         parts["frozen"] = 4 * parameters * frozen
     stays = sum(parts.values())
-    # logits, log-probs and their gradient, of at most LOGITS numbers at once
-    logits = 3 * 4 * min(LOGITS, micro_tokens * config.vocab_size)
-    parts["training"] = (2 * parameters + activation_bytes(config, micro_tokens, recompute) + logits) if micro_tokens else 0
-    layer = 2 * batch_size * slots * config.num_key_value_heads * config.head_dim  # keys or values of one layer, bf16
-    # at most, bf16 copies of the weights; the cache, and one more tensor while it grows; logits, log-probs and their exponentials
-    parts["sampling"] = 2 * parameters + (2 * config.num_hidden_layers + 1) * layer + 3 * 4 * batch_size * config.vocab_size
+    parts["training"] = 0
+    if micro_tokens:
+        # gradients, and that of lm_head once more while it is summed up; bf16 copies of the layers; what is kept for
+        # the backward pass; logits, log-probs and their gradient, of at most LOGITS numbers at once
+        parts["training"] = (4 * parameters + 2 * 4 * V * D + 2 * layers + activation_bytes(config, micro_tokens, recompute)
+                             + 3 * 4 * min(LOGITS, micro_tokens * V))
+    cache = 2 * 2 * config.num_hidden_layers * batch_size * slots * config.num_key_value_heads * config.head_dim  # bf16
+    # bf16 copies of the layers; keys and values; logits, log-probs, probabilities and their sums
+    parts["sampling"] = 2 * layers + cache + 4 * 4 * batch_size * V
     return {**parts, "peak": stays + max(parts["training"], parts["sampling"])}
 
 
 def memory_line(parts: dict[str, int]) -> str:
-    """'memory, computed: 14.2 GB = weights 2.0 + gradients 2.0 + Adam 4.0 + training 6.2 or sampling 1.1'"""
+    """'memory, computed: 14.2 GB = weights 2.0 + Adam 4.0 + training 8.2 or sampling 1.1'"""
     gigabytes = {name: f"{name} {size / 1e9:.2f}" for name, size in parts.items() if name != "peak" and size}
     stays = [text for name, text in gigabytes.items() if name not in ("training", "sampling")]
     either = " or ".join(text for name, text in gigabytes.items() if name in ("training", "sampling"))
@@ -57,7 +73,7 @@ def memory_line(parts: dict[str, int]) -> str:
 def now(device) -> float:
     """Seconds, when all work given to the device is done."""
     if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
@@ -72,19 +88,24 @@ def seconds_of(work, device) -> float:
 def decoding_step(model, rows: int, slots: int) -> float:
     """Seconds for one more token of each of `rows` rows of nearly `slots` tokens, shared by the workers as in `sampler.generate`."""
     device, count = model.lm_head.weight.device, min(workers(model), rows)
+    few = 8  # steps at most
 
     @torch.inference_mode()
     def prepare(rows):
+        sampling = Sampling(few, frozenset(), model.config.vocab_size)
         with autocast(device):
-            cache, _ = prefill(model, [[0]])
-            cache, fused = KVCache(model.config, rows, device, cache.k[0].dtype), fuse(model)
-            cache.resize(rows)
-            cache.reserve(slots)
-            cache.advance(torch.full((cache.rows,), slots - 2, device=device))
-        return fused, torch.zeros(rows, dtype=torch.long, device=device), cache
+            batch = Batch(model, rows, slots - few, sampling)
+        batch.active = [Sample()] * rows
+        batch.cache.resize(rows)
+        batch.cache.reserve(slots)
+        batch.cache.window = slots - few
+        batch.cache.lengths[:rows] = slots - few
+        for _ in range(2):  # what is set up once: on CUDA the first step is an ordinary one, the second is recorded
+            batch.step()
+        return batch
 
     prepared = [prepare(-(-rows // count)) for _ in range(count)]
-    return seconds_of(lambda: in_parallel(torch.inference_mode()(lambda one: decode(*one)), prepared, count), device)
+    return seconds_of(lambda: in_parallel(torch.inference_mode()(lambda batch: batch.step()), prepared, count), device)
 
 
 def training_pass(model, rows: int, length: int, vocab_size: int) -> float:
@@ -96,7 +117,7 @@ def training_pass(model, rows: int, length: int, vocab_size: int) -> float:
     def work(_):
         with autocast(weight.device):
             hidden = model.hidden(ids[:, :-1], lengths=[length] * rows)[0]  # (rows * length, D)
-        return token_log_probs(hidden, weight, ids[0, 1:], vocab_size).sum(), None
+        return token_log_probs(hidden, weight, ids[0, 1:], vocab_size).sum(), {}
     parameters = list(model.parameters())
     seconds = seconds_of(lambda: backward(model, [1] * count, 1, work, parameters), weight.device)  # in the second run the gradients are there already
     model.zero_grad()

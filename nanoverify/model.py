@@ -103,15 +103,21 @@ def autocast(device):
 
 
 class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight, computed in fp32. Zhang and Sennrich 2019."""
+
     def __init__(self, size: int, eps: float):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
     def forward(self, x):
-        y = x.float()
-        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * y.to(x.dtype)
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+
+
+def low(x):
+    """x in the precision of autocast where it is on: one copy for all products that read it."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 def rope_frequencies(config: Config) -> torch.Tensor:
@@ -172,6 +178,74 @@ def causal_attention(q, k, v):
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
 
 
+def masked_attention(q, k, v, mask):
+    """mask (B, 1, T, S): False or -inf where a token may not look. q (B, H, T, E), k and v (B, K, S, E) -> (B, H, T, E)."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def packed_attention(q, k, v, lengths: list[int]):
+    """Causal attention in each of the sequences that lie one after the other in the T tokens.
+
+    q (1, H, T, E), k and v (1, K, T, E) -> (1, H, T, E).
+    """
+    parts = zip(*(x.split(lengths, 2) for x in (q, k, v)))
+    return torch.cat([causal_attention(*part) for part in parts], 2)
+
+
+def has_flash(x) -> bool:
+    """Can `flash_attention` take tensors like x? It is a CUDA kernel for half precision."""
+    return x.device.type == "cuda" and x.dtype in (torch.bfloat16, torch.float16)
+
+
+def flash_attention(q, k, v, starts_q, starts_k, longest_q: int, longest_k: int, causal: bool, used=None):
+    """Attention in each of N sequences, in one kernel. q (T, H, E), k and v (S, K, E) -> (T, H, E).
+
+    starts (N + 1,), int32: where each sequence begins, and the end of the last one. used (N,), int32: so many
+    keys of each sequence are looked at (None: all). It is the operation that torch.nn.attention.varlen calls,
+    whose own arguments are not the same in all versions. Dao 2023, FlashAttention-2.
+    """
+    return torch.ops.aten._flash_attention_forward(
+        q, k, v, starts_q, starts_k, longest_q, longest_k, 0.0, causal, False, seqused_k=used)[0]
+
+
+def starts_of(lengths: list[int], device):
+    """Where each of the sequences begins, and the end of the last one, (N + 1,), int32."""
+    starts = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
+    return starts.to(device, non_blocking=True)
+
+
+def layout(ids, attention_mask, lengths):
+    """Who sees whom: positions (B or 1, T), and attend(layer, q, k, v): q (B, H, T, E), k, v (B, K, T, E)."""
+    T, device = ids.shape[1], ids.device
+    if attention_mask is not None:
+        seen = attention_mask.bool()
+        positions = (seen.long().cumsum(1) - 1).clamp(min=0)
+        mask = torch.ones(T, T, dtype=torch.bool, device=device).tril() & seen[:, None, None, :]  # (B, 1, T, T)
+        mask = mask | torch.eye(T, dtype=torch.bool, device=device)  # padding sees itself: no softmax over nothing
+        return positions, lambda layer, q, k, v: masked_attention(q, k, v, mask)
+    if lengths is None:
+        return torch.arange(T, device=device)[None], lambda layer, q, k, v: causal_attention(q, k, v)
+    positions = torch.cat([torch.arange(length) for length in lengths])[None].to(device, non_blocking=True)
+    starts, longest = starts_of(lengths, device), max(lengths)
+
+    def attend(layer, q, k, v):
+        if not has_flash(q):
+            return packed_attention(q, k, v, lengths)
+        q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # (T, H, E), (T, K, E)
+        return flash_attention(q, k, v, starts, starts, longest, longest, True).transpose(0, 1)[None]
+    return positions, attend
+
+
+def cached_layout(cache, T: int):
+    """`layout` for T more tokens of each row, which also see what the cache holds."""
+    mask = cache.mask(T)
+
+    def attend(layer, q, k, v):
+        k, v = cache.append(layer, k, v)
+        return causal_attention(q, k, v) if mask is None else masked_attention(q, k, v, mask)
+    return cache.positions(T), attend
+
+
 class Attention(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
@@ -188,6 +262,7 @@ class Attention(nn.Module):
     def forward(self, x, cos, sin, attend, layer):
         B, T, _ = x.shape
         H, K, E = self.heads, self.kv_heads, self.head_dim
+        x = low(x)
         q = self.q_proj(x).view(B, T, H, E)
         k = self.k_proj(x).view(B, T, K, E)
         v = self.v_proj(x).view(B, T, K, E).transpose(1, 2)  # (B, K, T, E)
@@ -206,6 +281,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x):
+        x = low(x)
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -243,37 +319,21 @@ class Transformer(nn.Module):
     def hidden(self, ids, attention_mask=None, cache=None, lengths=None):
         """Final hidden states (B, T, D), from which `lm_head` makes logits where they are needed.
 
-        lengths: the T tokens of each row are sequences of these lengths, one behind the other, that do not see each other: no padding.
+        lengths: the T tokens are sequences of these lengths, one after the other, that do not see each other: no padding.
         attention_mask (B, T), 1 for tokens and 0 for padding: needed only for left padding; positions count from
-        the first token. cache: an object with positions(T) (B, T), mask(T) (B, 1, T, S), added to the scores, and
-        append(layer, k, v) -> k, v (B, K, S, E); see sampler.KVCache.
+        the first token. cache: what was read before; an object with positions(T) (B, T), mask(T) (B, 1, T, S), added
+        to the scores, or None for an empty one, and append(layer, k, v) -> k, v (B, K, S, E); see sampler.KVCache.
         """
-        T, mask = ids.shape[1], None
-        if cache is not None:
-            positions, mask = cache.positions(T), cache.mask(T)
-        elif attention_mask is not None:
-            seen = attention_mask.bool()
-            positions = (seen.long().cumsum(1) - 1).clamp(min=0)
-            mask = torch.ones(T, T, dtype=torch.bool, device=ids.device).tril() & seen[:, None, None, :]  # (B, 1, T, T)
-            mask = mask | torch.eye(T, dtype=torch.bool, device=ids.device)  # padding sees itself: no softmax over nothing
-        else:
-            positions = torch.cat([torch.arange(length, device=ids.device) for length in lengths or [T]])[None]  # (1, T)
-
-        def attend(layer, q, k, v):
-            """q (B, H, T, E), k and v (B, K, T, E) -> (B, H, T, E)."""
-            if cache is not None:
-                k, v = cache.append(layer, k, v)  # (B, K, S, E)
-            if mask is not None:
-                return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
-            if lengths is None:
-                return causal_attention(q, k, v)
-            return torch.cat([causal_attention(*part) for part in zip(q.split(lengths, 2), k.split(lengths, 2), v.split(lengths, 2))], 2)
         x = self.model["embed_tokens"](ids)  # (B, T, D)
+        if cache is not None:
+            positions, attend = cached_layout(cache, ids.shape[1])
+        else:
+            positions, attend = layout(ids, attention_mask, lengths)
         self.frequencies = self.frequencies.to(ids.device)
         cos, sin = angles(positions, self.frequencies)  # (B or 1, T, 1, E)
         for i, layer in enumerate(self.model["layers"]):
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(layer, x, cos, sin, attend, i, use_reentrant=False)
+                x = checkpoint(layer, x, cos, sin, attend, i, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = layer(x, cos, sin, attend, i)
         return self.model["norm"](x)

@@ -134,11 +134,11 @@ def ppo_loss(new, old, advantages, clip: float):
     loss = -torch.min(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages).sum()
     with torch.no_grad():
         near = log_ratio.clamp(-1, 1)
-        signs = {"approx_kl": (near.exp() - 1 - near).sum().item(),
-                 "mismatch": log_ratio.abs().sum().item(),
-                 "clipped_low": ((ratio < 1 - clip) & (advantages < 0)).sum().item(),
-                 "clipped_high": ((ratio > 1 + clip) & (advantages > 0)).sum().item(),
-                 "ratio_min": ratio.min().item(), "ratio_max": ratio.max().item()}
+        signs = {"approx_kl": (near.exp() - 1 - near).sum(),
+                 "mismatch": log_ratio.abs().sum(),
+                 "clipped_low": ((ratio < 1 - clip) & (advantages < 0)).sum(),
+                 "clipped_high": ((ratio > 1 + clip) & (advantages > 0)).sum(),
+                 "ratio_min": ratio.min(), "ratio_max": ratio.max()}
     return loss, signs
 
 

@@ -349,10 +349,11 @@ def main(argv=None):
             with autocast("cpu"):
                 logits = model.lm_head(model.hidden(inputs[part])[mask[part]])  # (N, V): only where something is learned
             loss = F.cross_entropy(logits.float(), targets[part][mask[part]], reduction="sum") / mask.sum()
-            return loss, loss.item()
+            return loss, {"loss": loss.detach()}
 
         sizes = [inputs.shape[1]] * len(inputs)
-        loss = sum(backward(model, sizes, -(-sum(sizes) // workers(model)), work, list(model.parameters())))
+        parts = backward(model, sizes, -(-sum(sizes) // workers(model)), work, list(model.parameters()))
+        loss = sum(part["loss"] for part in parts)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()

@@ -11,7 +11,7 @@ from nanoverify.model import autocast
 from nanoverify.parallel import in_parallel, workers
 from nanoverify.ppo import Rows
 from nanoverify.problems import SOLVE_PROMPT
-from nanoverify.scoring import join, micro_batches, room, token_log_probs
+from nanoverify.scoring import join, micro_batches, room, to_device, token_log_probs
 from nanoverify.trajectory import Trajectory, as_row
 
 
@@ -82,9 +82,9 @@ def forward(model, rollout: Rollout, rows: list[int]):
     device = model.lm_head.weight.device
     texts = [(rollout.prompts[i], rollout.trajectories[i].ids) for i in rows]
     masks = [[1] * len(response) for _, response in texts]
-    ids, targets, select, lengths = join(texts, masks, device)
+    packed = join(texts, masks, device)
     with autocast(device):
-        return model.hidden(ids, lengths=lengths)[select], targets[select]
+        return model.hidden(packed.ids, lengths=packed.lengths)[0, packed.places], packed.targets
 
 
 def sizes(rollout: Rollout, rows: list[int]) -> list[int]:
@@ -126,7 +126,7 @@ def action_states(hidden, rollout: Rollout, rows: list[int]):
         last = rollout.length(i) - 1
         places += [start + min(action.start, last) for action in rollout.trajectories[i].actions]
         start += last + 1
-    return hidden[places].float()
+    return hidden[to_device(places, hidden.device)].float()
 
 
 def action_values(model, value_head, rollout: Rollout, settings: PPO) -> Rows:

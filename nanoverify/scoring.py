@@ -3,6 +3,7 @@
 Shared by SFT and RL, so that both, and the sampler, compute one probability in one way (`sampler.scaled_log_probs`).
 """
 import math
+from dataclasses import dataclass
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -35,49 +36,74 @@ def room(prompt: list[int], response: list[int]) -> int:
     return -(-(len(prompt) + len(response) - 1) // ROUND) * ROUND
 
 
-def join(rows: list[tuple[list[int], list[int]]], masks: list[list[int]], device):
-    """(prompt ids, response ids) and a 0/1 mask per response -> ids, targets, select, all (1, T), and the sequences' lengths. One sequence is
-    behind the other; targets are the ids that follow, since logits at t predict token t + 1; select is True where the target is masked 1.
-    Each sequence is filled up to a multiple of ROUND."""
-    ids, targets, select, lengths = [], [], [], []
+@dataclass
+class Packed:
+    """Sequences one after the other, without padding between them, and the tokens whose log-probs are wanted."""
+    ids: torch.Tensor  # (1, T)
+    lengths: list[int]  # of the sequences; T in all
+    places: torch.Tensor  # (N,): logits here predict the wanted tokens, which come one later
+    targets: torch.Tensor  # (N,): the wanted tokens
+
+
+def join(rows: list[tuple[list[int], list[int]]], masks: list[list[int]], device) -> Packed:
+    """(prompt ids, response ids) and a 0/1 mask per response: wanted are the tokens of responses masked 1.
+
+    Each sequence is filled up to a multiple of ROUND.
+    """
+    ids, lengths, places, targets = [], [], [], []
     for (prompt, response), mask in zip(rows, masks):
-        whole = prompt + response
-        fill = [0] * (room(prompt, response) - len(whole) + 1)
-        ids += whole[:-1] + fill
-        targets += whole[1:] + fill
-        select += [0] * (len(prompt) - 1) + list(mask) + fill
-        lengths.append(len(whole) - 1 + len(fill))
-    return torch.tensor([ids], device=device), torch.tensor([targets], device=device), torch.tensor([select], dtype=torch.bool, device=device), lengths
+        first = len(ids) + len(prompt) - 1  # this place predicts the response's first token
+        places += [first + t for t, wanted in enumerate(mask) if wanted]
+        targets += [id for id, wanted in zip(response, mask) if wanted]
+        lengths.append(room(prompt, response))
+        whole = (prompt + response)[:-1]
+        ids += whole + [0] * (lengths[-1] - len(whole))
+    return Packed(to_device([ids], device), lengths, to_device(places, device), to_device(targets, device))
 
 
-def backward(model, sizes: list[int], budget: int, work, parameters: list) -> list:
-    """work(indices) -> (loss, found), for each micro-batch of sequences of these sizes. Adds the gradients of all losses to `parameters`. -> [found]
+def to_device(numbers: list, device):
+    """A tensor of whole numbers; the host does not wait for a GPU until it is there."""
+    return torch.tensor(numbers, dtype=torch.long).to(device, non_blocking=True)
 
-    Each worker adds up the gradients of its own parts, which are fixed beforehand, so that the sum is the same each time.
+
+def read(signs: list[dict[str, torch.Tensor]]) -> list[dict[str, float]]:
+    """Numbers from the device, all at once: the host waits for it a single time."""
+    if not any(signs):
+        return signs
+    values = torch.stack([torch.stack([value.float() for value in row.values()]) for row in signs]).tolist()
+    return [dict(zip(row, numbers)) for row, numbers in zip(signs, values)]
+
+
+def backward(model, sizes: list[int], budget: int, work, parameters: list) -> list[dict[str, float]]:
+    """Add the gradients of all micro-batches to `parameters`. -> their vital signs
+
+    sizes: tokens of each sequence. work(indices) -> (loss, {name: number as a tensor without gradient}).
+    Each worker adds up the gradients of its own parts, which are fixed beforehand, so that the sum is the same
+    each time.
     """
     parts = micro_batches(sizes, budget, workers(model))
     count = min(workers(model), len(parts))
     if count <= 1:
         results = []
         for part in parts:
-            loss, found = work(part)
+            loss, signs = work(part)
             loss.backward()
-            results.append(found)
-        return results
+            results.append(signs)
+        return read(results)
 
     def share(parts):
         total, results = [torch.zeros_like(parameter) for parameter in parameters], []
         for part in parts:
-            loss, found = work(part)
+            loss, signs = work(part)
             for mine, gradient in zip(total, torch.autograd.grad(loss, parameters)):
                 mine += gradient
-            results.append(found)
-        return total, results
+            results.append(signs)
+        return total, read(results)
     shares = in_parallel(share, [parts[i::count] for i in range(count)], count)
     for total, _ in shares:
         for parameter, gradient in zip(parameters, total):
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-    return [found for _, results in shares for found in results]
+    return [signs for _, results in shares for signs in results]
 
 
 def in_chunks(function, tensors, vocab_size: int):
@@ -85,26 +111,33 @@ def in_chunks(function, tensors, vocab_size: int):
     size = max(LOGITS // vocab_size, 1)
     if len(tensors[0]) <= size:
         return function(*tensors)
-    parts = [checkpoint(function, *slices, use_reentrant=False) for slices in zip(*(tensor.split(size) for tensor in tensors))]
-    return tuple(torch.cat(columns) for columns in zip(*parts))
+    slices = zip(*(tensor.split(size) for tensor in tensors))
+    return torch.cat([checkpoint(function, *some, use_reentrant=False, preserve_rng_state=False) for some in slices])
 
 
-def all_log_probs(hidden, weight, vocab_size: int, temperature: float = 1.0):
+def all_log_probs(hidden, weight, temperature: float = 1.0):
     """Log-probs of the whole vocabulary: hidden (N, D), final states; weight (V, D), lm_head -> (N, V), fp32."""
     with torch.autocast(hidden.device.type, enabled=False):
-        return scaled_log_probs(hidden.float() @ weight.float().T, vocab_size, temperature)
+        return scaled_log_probs(hidden.float() @ weight.float().T, temperature)
 
 
 def token_log_probs(hidden, weight, ids, vocab_size: int, temperature: float = 1.0):
-    """Log-prob of each id: hidden (N, D), the states before the ids (N,) -> (N,), fp32."""
+    """Log-prob of each id: hidden (N, D), the states before the ids (N,) -> (N,), fp32.
+
+    vocab_size: ids that exist; the others are padding of the weight matrix.
+    """
+    weight = weight[:vocab_size]
+
     def chunk(hidden, ids):
-        return (all_log_probs(hidden, weight, vocab_size, temperature).gather(-1, ids[:, None])[:, 0],)
-    return in_chunks(chunk, (hidden, ids), weight.shape[0])[0]
+        return all_log_probs(hidden, weight, temperature).gather(-1, ids[:, None])[:, 0]
+    return in_chunks(chunk, (hidden, ids), vocab_size)
 
 
 def kl_divergence(hidden, weight, base_hidden, base_weight, vocab_size: int):
     """KL(policy || base) of each token, (N,), over the whole vocabulary."""
+    weight, base_weight = weight[:vocab_size], base_weight[:vocab_size]
+
     def chunk(hidden, base_hidden):
-        log_probs, base = all_log_probs(hidden, weight, vocab_size), all_log_probs(base_hidden, base_weight, vocab_size)
-        return ((log_probs.exp() * (log_probs - base).nan_to_num(0.0)).sum(-1),)
-    return in_chunks(chunk, (hidden, base_hidden), weight.shape[0])[0]
+        log_probs, base = all_log_probs(hidden, weight), all_log_probs(base_hidden, base_weight)
+        return (log_probs.exp() * (log_probs - base)).sum(-1)
+    return in_chunks(chunk, (hidden, base_hidden), vocab_size)

@@ -78,9 +78,8 @@ def add_question_flags(parser):
 
 def add_training_flags(group, save_every: int):
     group.add_argument("--micro-tokens", type=positive,
-                       default=4096 if torch.cuda.is_available() else 2048,
                        help="tokens per forward pass of a worker; lower it if memory runs out "
-                            "(default: 4096 on CUDA; 2048 on a CPU)")
+                            "(default: 4096 to 16384 on CUDA, by its memory; 2048 on a CPU)")
     group.add_argument("--recompute", action="store_true",
                        help="keep only layer inputs for the backward pass: far less memory, "
                             "a third more time")
@@ -113,6 +112,8 @@ def set_up(args):
         torch.zeros(1, device=args.device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {args.device}: {str(error).splitlines()[0]}")
+    if torch.device(args.device).type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 for the fp32 products, those with lm_head
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), 8))  # small matrices occupy no more
 
@@ -141,10 +142,22 @@ def clipped_step(model, optimizer, where: str) -> float:
 def print_memory(args, frozen: int = 0):
     """Print the estimated memory of a stage, before its model is loaded. Prompts are assumed to
     have at most 256 tokens.
+
+    A stage that trains without --micro-tokens gets as many as fit into nine tenths of the GPU's
+    memory.
     """
-    print(cost.memory_line(cost.estimate(
-        load_config(args.model), args.batch_size, args.max_new_tokens + 256,
-        getattr(args, "micro_tokens", 0), getattr(args, "recompute", False), frozen)))
+    config, training = load_config(args.model), hasattr(args, "micro_tokens")
+
+    def estimate(tokens):
+        return cost.estimate(config, args.batch_size, args.max_new_tokens + 256, tokens,
+                             training and args.recompute, frozen)
+    if training and args.micro_tokens is None:
+        args.micro_tokens = 2048
+        if torch.device(args.device).type == "cuda":
+            memory = 0.9 * cost.device_memory(args.device)
+            enough = (n for n in cost.MICRO_TOKENS if estimate(n)["peak"] <= memory)
+            args.micro_tokens = next(enough, cost.MICRO_TOKENS[-1])
+    print(cost.memory_line(estimate(args.micro_tokens if training else 0)))
 
 
 def print_time(model, args, vocab_size: int, responses: int, longest: int = 0, tokens: float = 0,

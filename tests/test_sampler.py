@@ -5,7 +5,6 @@ import threading
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import save_file
 from tokenizers import Tokenizer as Raw, decoders, models, pre_tokenizers
 
@@ -13,7 +12,8 @@ from nanoverify import pretrain
 from nanoverify.checkpoint import load_model, save_model
 from nanoverify.files import InputError, write_json
 from nanoverify.model import Config, Transformer
-from nanoverify.sampler import SLOTS, KVCache, decode, draw, fuse, generate, keep_top, next_token, prefill, scaled_log_probs
+from nanoverify.decoding import decode, fuse
+from nanoverify.sampler import SLOTS, KVCache, draw, generate, keep_top, next_token, prefill, scaled_log_probs
 from nanoverify.scoring import token_log_probs
 from nanoverify.tokenizer import Tokenizer
 
@@ -78,6 +78,20 @@ def poisoned(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda tensor, *shape: tensor.new_full(shape, float("nan")))
 
 
+def copy_rows(cache, source, rows, to):
+    cache.copy_rows(source, torch.tensor(rows), torch.tensor(to), max(to))
+
+
+def one_more(model, ids, cache):
+    """The logits of the tuned step, which must be those of the plain model with the same cache."""
+    cache.reserve(1)
+    idle = torch.zeros(cache.rows - len(ids), dtype=torch.long)
+    plain = model(torch.cat([ids, idle])[:, None], cache=cache)[: len(ids), 0]
+    found = decode(fuse(model), ids, cache)
+    torch.testing.assert_close(found, plain, atol=1e-4, rtol=0)
+    return found
+
+
 @torch.no_grad()
 def test_cached_logits_equal_the_full_forward(poisoned):
     """Bug: a row's new key goes into another row's slot, stale slots are seen, or positions count the padding."""
@@ -88,13 +102,13 @@ def test_cached_logits_equal_the_full_forward(poisoned):
     cache.reserve(24)
     for tensor in cache.k + cache.v:
         tensor.fill_(1e3)  # what an earlier row left
-    cache.copy_rows(read, [2, 0, 1], [0, 1, 2])
+    copy_rows(cache, read, [2, 0, 1], [0, 1, 2])
     cache.resize(3)
     prompts, texts, logits = [prompts[i] for i in (2, 0, 1)], [texts[i] for i in (2, 0, 1)], logits[[2, 0, 1]]
     for t in range(6):
         expected = torch.stack([model(torch.tensor([prompt + text[:t]]))[0, -1] for prompt, text in zip(prompts, texts)])
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
-        logits = decode(fuse(model), torch.tensor([text[t] for text in texts]), cache)
+        logits = one_more(model, torch.tensor([text[t] for text in texts]), cache)
 
 
 @torch.no_grad()
@@ -109,24 +123,24 @@ def test_cache_follows_the_longest_row(poisoned, monkeypatch):
     for _ in range(5):
         ids = logits.argmax(-1)
         texts = [text + [id] for text, id in zip(texts, ids.tolist())]
-        logits = decode(fuse(model), ids, cache)
+        logits = one_more(model, ids, cache)
         sizes.append(cache.k[0].shape[2])
         torch.testing.assert_close(logits, torch.stack([model(torch.tensor([text]))[0, -1] for text in texts]), atol=1e-4, rtol=0)
-    cache.copy_rows(cache, [1], [0])
+    copy_rows(cache, cache, [1], [0])
     cache.resize(1)
     for _ in range(SLOTS):
         id = logits[-1:].argmax(-1)
         texts[1].append(id.item())
-        logits = decode(fuse(model), id, cache)
+        logits = one_more(model, id, cache)
         sizes.append(cache.k[0].shape[2])
         torch.testing.assert_close(logits[0], model(torch.tensor([texts[1]]))[0, -1], atol=1e-4, rtol=0)
     assert sizes[0] == 3 * SLOTS and 4 * SLOTS in sizes and sizes[-1] == 2 * SLOTS and cache.k[0].shape[0] == 1
     read, _ = prefill(model, [[7, 8], [9]])
-    cache.copy_rows(read, [0], [1])  # a row comes back
+    copy_rows(cache, read, [0], [1])  # a row comes back
     cache.resize(2)
     ids, texts = torch.tensor([3, 5]), [texts[1] + [3], [7, 8, 5]]
     expected = torch.stack([model(torch.tensor([text]))[0, -1] for text in texts])
-    torch.testing.assert_close(decode(fuse(model), ids, cache), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(one_more(model, ids, cache), expected, atol=1e-4, rtol=0)
 
 
 @pytest.fixture(scope="module")
@@ -141,14 +155,17 @@ def plain_texts():
     return model, stops, texts
 
 
-@pytest.mark.parametrize("slots, idle", [(4, 1), (4, 2), (SLOTS, 32)])
+@pytest.mark.parametrize("slots, idle", [(4, 1), (4, 2), (SLOTS, 32), ("fixed", 1), ("fixed", 4)])
 @pytest.mark.parametrize("count, check", [(1, 1), (3, 1), (1, 4)])  # on a GPU ended rows are looked for only every so many steps
 @pytest.mark.parametrize("samples, batch_size", [(1, 100), (1, 16), (1, 7), (1, 5), (1, 4), (1, 3), (1, 2), (1, 1), (3, 100), (3, 9), (3, 7), (3, 3), (3, 1)])
 @pytest.mark.parametrize("times", [1, 3])
 def test_batch_equals_each_prompt_alone(times, samples, batch_size, count, check, slots, idle, plain_texts, poisoned, monkeypatch):
     """Bug: rows that end early, move or are refilled take the text, length or place in the result of another, also while the
     cache grows and shrinks; a small batch stalls; rows that wait for the next look after their end write into their text, or run out of room."""
-    monkeypatch.setattr("nanoverify.sampler.SLOTS", slots)
+    if slots == "fixed":  # as on a GPU
+        monkeypatch.setattr("nanoverify.sampler.FIXED", {"cpu"})
+    else:
+        monkeypatch.setattr("nanoverify.sampler.SLOTS", slots)
     monkeypatch.setattr("nanoverify.sampler.ROWS", idle)
     monkeypatch.setattr("nanoverify.sampler.workers", lambda model: count)
     monkeypatch.setattr("nanoverify.sampler.CHECK", {"cpu": check})
@@ -161,6 +178,7 @@ def test_batch_equals_each_prompt_alone(times, samples, batch_size, count, check
 
 def test_greedy_equals_transformers(tmp_path):
     """Bug: what generate writes is not what the saved checkpoint writes elsewhere."""
+    import transformers  # here, since other tests take their stand-ins from this file
     model, stop = tiny_model(), 40
     (tmp_path / "source").mkdir(), (tmp_path / "saved").mkdir()
     transformers.LlamaConfig(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -208,7 +226,7 @@ def test_autocast(count, monkeypatch):
     """Bug: under autocast the cache stays in fp32, that of a worker, too, or logits and log-probs are rounded; sampler and trainer drift apart."""
     model, dtypes, make = tiny_model(), set(), KVCache.__init__
     monkeypatch.setattr("nanoverify.sampler.workers", lambda model: count)
-    monkeypatch.setattr(KVCache, "__init__", lambda cache, config, rows, device, dtype: dtypes.add(dtype) or make(cache, config, rows, device, dtype))
+    monkeypatch.setattr(KVCache, "__init__", lambda cache, config, rows, device, dtype, slots=0: dtypes.add(dtype) or make(cache, config, rows, device, dtype, slots))
     with torch.autocast("cpu", torch.bfloat16):
         cache, logits = prefill(model, PROMPTS)
         assert cache.k[0].dtype == torch.bfloat16 and logits.dtype == torch.float32
@@ -322,9 +340,9 @@ def test_keep_top_by_hand():
 
 def test_log_probs_under_top_k_and_top_p():
     """Bug: with top-k or top-p the log-prob is that of the whole distribution, not of the one sampled from."""
-    logits = 2 * torch.randn(200, 40, generator=torch.Generator().manual_seed(0))
-    ids, logprobs = next_token(logits, 36, 0.8, 5, 0.9, torch.rand(200, generator=torch.Generator().manual_seed(1)))
-    expected = keep_top(scaled_log_probs(logits, 36, 0.8), 5, 0.9)
+    logits = 2 * torch.randn(200, 36, generator=torch.Generator().manual_seed(0))
+    ids, logprobs = next_token(logits, 0.8, 5, 0.9, torch.rand(200, generator=torch.Generator().manual_seed(1)))
+    expected = keep_top(scaled_log_probs(logits, 0.8), 5, 0.9)
     torch.testing.assert_close(logprobs, expected[torch.arange(200), ids])
     assert (logprobs > (logits / 0.8).log_softmax(-1)[torch.arange(200), ids]).all()
 
@@ -332,8 +350,9 @@ def test_log_probs_under_top_k_and_top_p():
 def test_temperature():
     """Bug: logits are multiplied by the temperature, or temperature 0 divides by it."""
     logits = torch.tensor([[1.0, 3.0, 2.0]])
-    assert next_token(logits, 3, 0, 0, 1.0, None)[0].tolist() == [1] and next_token(logits, 3, 0, 0, 1.0, None)[1].tolist() == [0.0]
-    log_probs = scaled_log_probs(logits, 3, 0.5)[0]
+    ids, log_probs = next_token(logits, 0, 0, 1.0, None)
+    assert ids.tolist() == [1] and log_probs.tolist() == [0.0]
+    log_probs = scaled_log_probs(logits, 0.5)[0]
     assert (log_probs[1] - log_probs[0]).item() == pytest.approx(4.0)
     assert math.fsum(log_probs.exp().tolist()) == pytest.approx(1.0, abs=1e-6)
 

@@ -91,15 +91,15 @@ def test_kl_divergence():
 # ---- rows and masks -------------------------------------------------------------------------------------------------
 
 def test_join_by_hand(monkeypatch):
-    """Bug: the shift by one: logits at t predict token t + 1, so the LAST prompt position predicts the first response token; the last token of
-    a sequence predicts the first of the next; what fills a sequence up is learned."""
+    """Bug: the shift by one: logits at t predict token t + 1, so the LAST prompt position predicts the first response
+    token; the last token of a sequence predicts the first of the next; what fills a sequence up is learned."""
     monkeypatch.setattr(scoring, "ROUND", 3)
-    ids, targets, select, lengths = join([([5, 6, 7], [1, 2]), ([8], [3, 4, 9, 2])], [[1, 1], [0, 1, 0, 1]], "cpu")
-    assert ids.tolist() == [[5, 6, 7, 1, 0, 0, 8, 3, 4, 9, 0, 0]] and lengths == [6, 6]
-    assert targets.tolist() == [[6, 7, 1, 2, 0, 0, 3, 4, 9, 2, 0, 0]]
-    assert select.int().tolist() == [[0, 0, 1, 1, 0, 0, 0, 1, 0, 1, 0, 0]]
-    ids, targets, select, lengths = join([([5, 4, 3], [1])], [[1]], "cpu")
-    assert (ids.tolist(), targets.tolist(), select.int().tolist(), lengths) == ([[5, 4, 3]], [[4, 3, 1]], [[0, 0, 1]], [3])
+    packed = join([([5, 6, 7], [1, 2]), ([8], [3, 4, 9, 2])], [[1, 1], [0, 1, 0, 1]], "cpu")
+    assert packed.ids.tolist() == [[5, 6, 7, 1, 0, 0, 8, 3, 4, 9, 0, 0]] and packed.lengths == [6, 6]
+    assert packed.places.tolist() == [2, 3, 7, 9] and packed.targets.tolist() == [1, 2, 4, 2]
+    packed = join([([5, 4, 3], [1])], [[1]], "cpu")
+    assert packed.ids.tolist() == [[5, 4, 3]] and packed.lengths == [3]
+    assert packed.places.tolist() == [2] and packed.targets.tolist() == [1]
 
 
 @torch.no_grad()
@@ -148,8 +148,9 @@ def test_kl_pulls_towards_the_base():
     """Bug: the sign of --kl, or its mean is taken over another number of tokens than the loss's."""
     model, base = tiny_model(vocab_size=V, seed=0), tiny_model(vocab_size=V, seed=1).requires_grad_(False)
     plain, pulled = gradients(model, 20)[1], gradients(model, 20, base, kl=0.5)[1]
-    ids, _, select, lengths = join(ROWS, MASKS, "cpu")
-    ours, theirs = (m.lm_head(m.hidden(ids, lengths=lengths))[select][:, :REAL].log_softmax(-1) for m in (model, base))
+    packed = join(ROWS, MASKS, "cpu")
+    states = [m.hidden(packed.ids, lengths=packed.lengths)[0, packed.places] for m in (model, base)]
+    ours, theirs = (m.lm_head(x)[:, :REAL].log_softmax(-1) for m, x in zip((model, base), states))
     model.zero_grad()
     (0.5 * F.kl_div(theirs, ours, log_target=True, reduction="batchmean")).backward()
     for name, parameter in model.named_parameters():

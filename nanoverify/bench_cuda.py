@@ -1,0 +1,222 @@
+"""How fast is a GPU used? Models of known layouts with random weights, beside what the card allows and transformers.
+
+    python -m nanoverify.bench_cuda                      # about 3 minutes on an H100; pip install -e '.[test]' for transformers
+    python -m nanoverify.bench_cuda --parts decode sft   # of decode, sft, rl, repeat
+
+    decode   Qwen2.5-0.5B, 256 rows: prompts of 256 tokens, 512 new ones in each; then single steps at 768 tokens.
+             Peer: transformers' generate in bf16, 128 new tokens. Of the limit: the bytes that must be read (layers
+             in bf16, lm_head in fp32, keys and values so far) at the card's measured bandwidth, over the time taken
+    sft      Qwen2.5-0.5B, an optimizer step on 16 sequences of 1,024 tokens, of which 896 are learned. Of the limit:
+             the operations of forward and backward at the card's measured rate of bf16 products, over the time taken
+    rl       SmolLM2-135M, a step of train_rl.py on 32 questions x 8 responses of up to 256 tokens, 4 optimizer steps
+    repeat   are text and weights the same, bit for bit, when the same is done twice?
+
+Each part also prints the most memory that PyTorch held, beside what `cost.estimate` computes.
+"""
+import argparse
+import random
+from statistics import median
+from types import SimpleNamespace
+
+import torch
+
+import train_rl
+import train_sft
+from nanoverify import cost
+from nanoverify.bench import decoding_work, installed, machine, training_operations
+from nanoverify.cost import now
+from nanoverify.files import InputError, run
+from nanoverify.model import Config, Transformer, autocast
+from nanoverify.puzzles import make_puzzles
+from nanoverify.sampler import Batch, Sample, Sampling, generate
+from nanoverify.stage import POLICY, clipped_step
+from nanoverify.tokenizer import Tokenizer
+
+PARTS = ("decode", "sft", "rl", "repeat")
+COMMON = {"max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "hidden_act": "silu"}
+QWEN = {**COMMON, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896,
+        "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+        "rope_theta": 1e6}
+SMOLLM = {**COMMON, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 49152, "hidden_size": 576,
+          "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+          "rope_theta": 1e5}
+ROWS, PROMPT, NEW, PEER_NEW = 256, 256, 512, 128  # of decode
+
+
+def new_model(layout: dict, device) -> Transformer:
+    """Random weights, such that texts are varied."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = Transformer(Config.from_dict(layout))
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                torch.nn.init.normal_(parameter, std=0.02)
+    return model
+
+
+def prompts_of(model, rows: int, length: int) -> list[list[int]]:
+    return torch.randint(model.config.vocab_size, (rows, length), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+def held(device) -> float:
+    """GB that PyTorch held at most since the last call."""
+    peak = torch.cuda.max_memory_allocated(device) / 1e9
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak
+
+
+def show(name: str, text: str):
+    print(f"{name:8} {text}", flush=True)
+
+
+# ---- the parts ------------------------------------------------------------------------------------------------------
+
+def decode(args, limits):
+    model = new_model(QWEN, args.device)
+    prompts, V = prompts_of(model, ROWS, PROMPT), model.config.vocab_size
+
+    def sample(new: int) -> float:
+        began = now(args.device)
+        with autocast(args.device):
+            generate(model, prompts, 1, new, set(), V, batch_size=ROWS)
+        return now(args.device) - began
+    sample(32)
+    held(args.device)
+    seconds = sample(NEW)
+    computed = cost.estimate(model.config, ROWS, PROMPT + NEW)["peak"] / 1e9
+    show("decode", f"memory held {held(args.device):.2f} GB, computed {computed:.2f}")
+    needed = decoding_work(model.config, [PROMPT] * ROWS, [[NEW]] * ROWS, ROWS, 2)[0] / limits[0]
+    show("decode", f"{ROWS * NEW / seconds:,.0f} tokens/s, {seconds:.2f} s with reading the prompts and recording; "
+                   f"{100 * needed / seconds:.0f}% of the limit")
+    step = steps(model, args.device)
+    layers, head, cached = step_bytes(model.config, PROMPT + NEW)
+    show("decode", f"{1000 * step:.2f} ms a step of {ROWS} rows at {PROMPT + NEW} tokens: "
+                   f"{100 * (layers + head + cached) / limits[0] / step:.0f}% of the limit")
+    if args.peer:
+        peer = peer_tokens(model, prompts, args.device)
+        show("decode", f"transformers {peer:,.0f} tokens/s at {PEER_NEW} new tokens; "
+                       f"ours {ROWS * PEER_NEW / sample(PEER_NEW) / peer:.1f} times as fast at as many")
+
+
+def step_bytes(config, length: int) -> tuple[int, int, int]:
+    """Bytes that a step must read: layers in bf16, lm_head in fp32, keys and values of `length` tokens in each row."""
+    cached = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * ROWS * length
+    head = 4 * config.vocab_size * config.hidden_size
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in Transformer(config).parameters())
+    return 2 * (parameters - head // 4), head, cached
+
+
+@torch.inference_mode()
+def steps(model, device, count: int = 50) -> float:
+    """Seconds of one step at full length, the median of 5 times `count`."""
+    sampling = Sampling(count, frozenset(), model.config.vocab_size)
+    with autocast(device):
+        batch = Batch(model, ROWS, PROMPT + NEW - count, sampling)
+    batch.active = [Sample()] * ROWS
+    batch.cache.resize(ROWS)
+    times = []
+    for _ in range(6):
+        batch.cache.lengths[:], batch.counts[:] = PROMPT + NEW - count, 0
+        began = now(device)
+        for _ in range(count):
+            batch.step()
+        times.append((now(device) - began) / count)
+    return median(times[1:])
+
+
+def peer_tokens(model, prompts, device) -> float:
+    """tokens/s of transformers' generate with the same weights."""
+    import transformers
+    peer = transformers.AutoModelForCausalLM.from_config(transformers.Qwen2Config(**QWEN), dtype=torch.bfloat16).to(device)
+    peer.load_state_dict({name: weight.bfloat16() for name, weight in model.state_dict().items()}, strict=False)
+    ids = torch.tensor(prompts, device=device)
+    sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "pad_token_id": 0, "eos_token_id": None}
+    for new in (8, PEER_NEW):
+        began = now(device)
+        peer.generate(input_ids=ids, attention_mask=torch.ones_like(ids), min_new_tokens=new, max_new_tokens=new, **sampling)
+    return ROWS * PEER_NEW / (now(device) - began)
+
+
+def trajectories(model, rows: int, prompt: int, response: int) -> list:
+    """Rows as `train_sft.read_rows` makes them, all of the response learned."""
+    texts = prompts_of(model, rows, prompt + response)
+    return [(text[:prompt], text[prompt:], [1] * response, i) for i, text in enumerate(texts)]
+
+
+def sft(args, limits):
+    model = new_model(QWEN, args.device)
+    batch, settings = trajectories(model, 16, 128, 896), SimpleNamespace(device=args.device, micro_tokens=16384, kl=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    times = []
+    for _ in range(5):
+        began = now(args.device)
+        train_sft.accumulate(model, None, batch, model.config.vocab_size, settings)
+        clipped_step(model, optimizer, "sft")
+        times.append(now(args.device) - began)
+    seconds, operations = median(times[2:]), training_operations(model.config, [1023] * 16, 16 * 896)
+    show("sft", f"memory held {held(args.device):.2f} GB, computed "
+                f"{cost.estimate(model.config, 1, 1024, settings.micro_tokens)['peak'] / 1e9:.2f}")
+    show("sft", f"{16 * 1024 / seconds:,.0f} tokens/s, {seconds:.3f} s a step, {operations / seconds / 1e12:.0f} TFLOP/s: "
+                f"{100 * operations / limits[1] / seconds:.0f}% of the limit, "
+                f"{100 * operations / 989e12 / seconds:.0f}% of the H100's data sheet")
+
+
+def rl(args, limits):
+    model, tokenizer = new_model(SMOLLM, args.device), Tokenizer.load(POLICY)
+    settings = train_rl.PPO(tokenizer.vocab_size, minibatches=4, micro_tokens=16384)
+    flags = train_rl.flags(["--device", args.device, "--lr", "1e-6", "--max-new-tokens", "256"])
+    _, optimizer = train_rl.learner(model, flags)
+    problems = make_puzzles("train", 32, seed=0)
+    for number in range(3):
+        began = now(args.device)
+        rollout = train_rl.sample(model, tokenizer, problems, number, flags)
+        sampled = now(args.device)
+        train_rl.weigh(rollout, train_rl.Rules(), random.Random(number))
+        train_rl.update(model, None, optimizer, rollout, settings, random.Random(number), "rl")
+        ended = now(args.device)
+    show("rl", f"{ended - began:.2f} s a step: rollout {sampled - began:.2f}, update {ended - sampled:.2f}; "
+               f"{int(rollout.mask.sum()):,} tokens; memory held {held(args.device):.2f} GB")
+
+
+def repeat(args, limits):
+    texts, weights = [], []
+    for _ in range(2):
+        model = new_model(SMOLLM, args.device)
+        with autocast(args.device):
+            rows = generate(model, prompts_of(model, 64, 64), 4, 128, {0, 1, 2}, model.config.vocab_size)
+        texts.append([sample.ids + sample.logprobs for row in rows for sample in row])
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+        settings = SimpleNamespace(device=args.device, micro_tokens=4096, kl=0.0)
+        for _ in range(2):
+            train_sft.accumulate(model, None, trajectories(model, 16, 64, 400), model.config.vocab_size, settings)
+            clipped_step(model, optimizer, "repeat")
+        weights.append([parameter.detach().clone() for parameter in model.parameters()])
+    same = sum(a == b for a, b in zip(*texts))
+    equal = sum(torch.equal(a, b) for a, b in zip(*weights))
+    show("repeat", f"{same} of {len(texts[0])} texts with their log-probs are the same bit for bit; "
+                   f"{equal} of {len(weights[0])} tensors of weights after two optimizer steps")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help="(default: all)")
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--matmul", choices=("highest", "high"), default="high",
+                        help="precision of fp32 products, as the scripts set it: high is TF32 (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        raise InputError("--device: there is no CUDA GPU here")
+    torch.set_float32_matmul_precision(args.matmul)
+    show("card", f"{torch.cuda.get_device_name(args.device)}, torch {torch.__version__}")
+    args.peer = installed("transformers", "test")
+    limits = machine(args.device)
+    show("card", f"memory {limits[0] / 1e12:.2f} TB/s, matrix products {limits[1] / 1e12:.0f} TFLOP/s")
+    for part in args.parts:
+        torch.cuda.empty_cache()
+        held(args.device)
+        {"decode": decode, "sft": sft, "rl": rl, "repeat": repeat}[part](args, limits)
+
+
+if __name__ == "__main__":
+    run(main)

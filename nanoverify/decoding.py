@@ -1,0 +1,154 @@
+"""One step of decoding, tuned: the same numbers as `Transformer.hidden` for a single token, in as few operations as will do.
+
+For small models and small batches it is the number of operations that costs. On a GPU a step is recorded once as a
+CUDA graph and then repeated without the host (`Replay`), so it must work on the same memory each time.
+Letters as in model.py.
+"""
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from nanoverify.model import Config, angles, flash_attention, has_flash, rotate
+
+
+def mixed_dtype(model):
+    """What layers and cache compute in: the precision of autocast where it is on, else that of the weights."""
+    weight = model.lm_head.weight
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+def next_logits(head, hidden):
+    """Logits after final states (B, D), (B, V), in the precision of the weights even under autocast. head (V, D)."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return F.linear(hidden.to(head.dtype), head)
+
+
+@dataclass
+class Fused:
+    """A model's weights as one step of decoding wants them.
+
+    Products that read the same input are one matrix, and the gains of the norms before them are multiplied in.
+    """
+    config: Config
+    frequencies: torch.Tensor  # (E/2,)
+    embedding: torch.Tensor  # (V, D)
+    head: torch.Tensor  # (V, D), rows of ids that exist
+    gain: torch.Tensor  # of the last norm, (D,)
+    layers: list[dict]
+    dtype: torch.dtype  # of layers and cache
+    norm: object  # x (B, D) -> (B, D): RMSNorm without its gain, times a constant that is in the weights
+
+
+def fuse(model, vocab_size: int | None = None) -> Fused:
+    """vocab_size: ids that exist; the others are padding of the weight matrix (None: all exist)."""
+    config, dtype, weight = model.config, mixed_dtype(model), model.lm_head.weight
+    norm, constant = plain_norm(config) if weight.device.type == "cuda" else short_norm(config, weight.device)
+    layers = [fused_layer(layer, config, dtype, constant) for layer in model.model["layers"]]
+    return Fused(config, model.frequencies.to(weight.device), model.model["embed_tokens"].weight, weight[:vocab_size],
+                 model.model["norm"].weight, layers, dtype, norm)
+
+
+def fused_layer(layer, config: Config, dtype, constant: float) -> dict:
+    H, K = config.num_attention_heads, config.num_key_value_heads
+    attention, mlp = layer.self_attn, layer.mlp
+    gains = [norm.weight * constant for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
+    qkv, gate_up = (attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj)
+    bias = torch.cat([product.bias for product in qkv]).to(dtype) if config.qkv_bias else None
+    norms = None
+    if config.qk_norm:
+        norms = torch.cat([attention.q_norm.weight.expand(H, -1), attention.k_norm.weight.expand(K, -1)])  # (H + K, E)
+    return {"qkv": (torch.cat([product.weight for product in qkv]) * gains[0]).to(dtype),  # ((H + 2K) * E, D)
+            "bias": bias, "norms": norms, "o": attention.o_proj.weight.to(dtype),
+            "gate_up": (torch.cat([product.weight for product in gate_up]) * gains[1]).to(dtype),
+            "down": mlp.down_proj.weight.to(dtype)}
+
+
+def plain_norm(config: Config):
+    """(norm, 1): PyTorch's own, one kernel on CUDA."""
+    return lambda x: F.rms_norm(x, (config.hidden_size,), None, config.rms_norm_eps), 1.0
+
+
+def short_norm(config: Config, device):
+    """(norm, sqrt(D)): x / sqrt(sum(x^2) + D * eps), three operations on a CPU."""
+    small = torch.tensor((config.hidden_size * config.rms_norm_eps) ** 0.5, device=device)
+    norm = lambda x: x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), small)
+    return norm, config.hidden_size ** 0.5
+
+
+def decode(fused: Fused, ids, cache):
+    """Read one more token of every row, ids (B,): the logits that follow, (B, V). The cache has room for it (`reserve`)."""
+    with torch.autocast(ids.device.type, enabled=False):  # the precisions are chosen here
+        count, ids = len(ids), F.pad(ids, (0, cache.rows - len(ids)))  # idle rows go along
+        c, B, dtype = fused.config, len(ids), fused.dtype
+        H, K, E, D = c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.hidden_size
+        S, lengths = cache.slots, cache.lengths[:B]
+        # where the new token goes, (B * K,)
+        slots = (torch.arange(B * K, device=ids.device).view(B, K) * S + lengths[:, None]).flatten()
+        attend = attention_to(cache, B, H // K)
+        cos, sin = angles(lengths, fused.frequencies)  # (B, 1, E)
+        x = fused.embedding[ids]  # (B, D)
+        for i, layer in enumerate(fused.layers):
+            qkv = F.linear(fused.norm(x).to(dtype), layer["qkv"], layer["bias"]).view(B, H + 2 * K, E)
+            qk = qkv[:, : H + K].to(x.dtype)
+            if layer["norms"] is not None:
+                qk = F.rms_norm(qk, (E,), None, c.rms_norm_eps) * layer["norms"]
+            qk = rotate(qk, cos, sin).to(dtype)  # (B, H + K, E)
+            cache.k[i].view(-1, E).index_copy_(0, slots, qk[:, H:].reshape(-1, E))
+            cache.v[i].view(-1, E).index_copy_(0, slots, qkv[:, H + K:].reshape(-1, E))
+            # the G query heads of one key/value head read it together: nothing is copied
+            q = qk[:, :H].reshape(B * K, H // K, E)
+            x = x + F.linear(attend(i, q).view(B, H * E), layer["o"])
+            gate, up = F.linear(fused.norm(x).to(dtype), layer["gate_up"]).chunk(2, -1)
+            x = x + F.linear(F.silu(gate) * up, layer["down"])
+        cache.advance()
+        return next_logits(fused.head, F.rms_norm(x[:count], (D,), fused.gain, c.rms_norm_eps))
+
+
+def attention_to(cache, B: int, G: int):
+    """attend(layer, q), q (B * K, G, E) -> (B * K, G, E): to the new token of each row and all before it."""
+    K, S, E = cache.k[0].shape[1:]
+    lengths = cache.lengths[:B]
+    if has_flash(cache.k[0]):
+        # each key/value head of each row is a sequence of its own with G queries, so that only what is there is read
+        pairs = torch.arange(B * K + 1, device=lengths.device, dtype=torch.int32)
+        starts_q, starts_k = pairs * G, pairs * S
+        used = (lengths + 1).int()[:, None].expand(B, K).flatten()
+
+        def attend(layer, q):
+            k, v = (x[:B].view(B * K * S, 1, E) for x in (cache.k[layer], cache.v[layer]))
+            y = flash_attention(q.view(B * K * G, 1, E), k, v, starts_q, starts_k, G, S, False, used)
+            return y.view(B * K, G, E)
+        return attend
+    mask = cache.mask().expand(B, K, 1, S).reshape(B * K, 1, S)
+
+    def attend(layer, q):
+        k, v = (x[:B].flatten(0, 1) for x in (cache.k[layer], cache.v[layer]))  # (B * K, S, E)
+        scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=E ** -0.5)  # (B * K, G, S)
+        return torch.bmm(scores.softmax(-1), v)
+    return attend
+
+
+class Replay:
+    """Runs work that does the same to the same memory each time. On CUDA it is recorded as a graph and repeated.
+
+    The first run of each key is an ordinary one, in which libraries set themselves up; the second is recorded.
+    """
+
+    def __init__(self, device):
+        self.records = torch.device(device).type == "cuda" and torch.cuda.is_available()
+        self.graphs = {}
+
+    def __call__(self, key, work):
+        if not self.records or key not in self.graphs:
+            self.graphs[key] = None
+            return work()
+        if self.graphs[key] is None:
+            # the graphs share what they need on the way, since one runs after the other
+            pool = next((graph.pool() for graph in self.graphs.values() if graph), None)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                work()
+            self.graphs[key] = graph
+        self.graphs[key].replay()

@@ -1,0 +1,722 @@
+"""On a GPU: the scripts run, text and training steps are those of a CPU.
+
+Where there is no GPU they run on a pretended one, which also counts what makes the host wait for
+the device; faults are planted to see that both are noticed.
+"""
+import contextlib
+import copy
+import json
+import random
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import build_data
+import pretended_cuda
+import train_rl
+import train_sft
+from nanoverify import ask, evaluate, model as model_file, ppo, rollout, sampler, scoring, stage
+from nanoverify.checkpoint import load_model, save_model
+from nanoverify.files import read_jsonl, write_jsonl
+from nanoverify.rollout import PPO, log_probs, rollout_of
+from nanoverify.sampler import generate
+from nanoverify.stage import clipped_step, load
+from nanoverify.state import restore, training_tensors
+from nanoverify.tokenizer import Tokenizer
+from nanoverify.trajectory import RECHECK, parse
+from nanoverify.verifier import VERDICTS, Verification
+from test_ppo import made
+from test_sampler import PROMPTS, save_policy
+
+REAL = torch.cuda.is_available()
+if not (REAL or pretended_cuda.AVAILABLE):
+    pytest.skip("no GPU, and this PyTorch has no backends written in Python, of which one can be "
+                "pretended", allow_module_level=True)
+GPU = "cuda:0"
+STEPS_OF_A_LOOK = 4
+close = torch.testing.assert_close
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    """A random checkpoint, with ids that the tokenizer does not know."""
+    torch.set_num_threads(1)
+    return save_policy(tmp_path_factory.mktemp("cuda") / "policy", vocab_padding=5)
+
+
+@contextlib.contextmanager
+def gpu():
+    """Within, "cuda:0" is there. -> what counts the waits of a pretended one, or None"""
+    with contextlib.nullcontext() if REAL else pretended_cuda.pretended_cuda() as device:
+        yield device
+
+
+@pytest.fixture(autouse=True)
+def precision():
+    """The scripts may choose the precision of products; in a test that compares, it is fp32."""
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.fixture
+def fp32(monkeypatch):
+    """No bf16, since that rounds otherwise on each device."""
+    used = model_file.autocast
+    for module in list(sys.modules.values()):
+        if vars(module).get("autocast") is used:
+            monkeypatch.setattr(module, "autocast", lambda device: torch.autocast(
+                torch.device(device).type, enabled=False))
+
+
+@pytest.fixture
+def short_looks(monkeypatch):
+    """A few steps of decoding show what many would."""
+    monkeypatch.setitem(sampler.CHECK, "cuda", STEPS_OF_A_LOOK)
+
+
+# ---- what runs on both devices -----------------------------------------------------------------
+
+STOPS = set(range(12))
+
+
+def texts(policy, device, **settings):
+    """Texts of different lengths, of more rows than the batch holds."""
+    model = load_model(policy, device)
+    rows = generate(model, PROMPTS[:5], 2, 18, STOPS, Tokenizer.load(policy).vocab_size, seed=1,
+                    batch_size=6, **settings)
+    return [sample for row in rows for sample in row]
+
+
+def moved(model, optimizer, value_head=None):
+    """What an optimizer step left, as the CPU sees it."""
+    tensors = training_tensors(model, optimizer, value_head)
+    return {name: x.detach().to("cpu", copy=True) for name, x in tensors.items()}
+
+
+def careful(optimizer):
+    """Adam divides by the size of a gradient, also where it is nothing but rounding."""
+    for group in optimizer.param_groups:
+        group.update(eps=1e-4, lr=1e-2)
+    return optimizer
+
+
+ROWS = [(PROMPTS[a], PROMPTS[b], [i % 3 > 0 for i in range(len(PROMPTS[b]))], a)
+        for a, b in ((0, 2), (3, 4), (1, 0))]
+
+
+def sft_setup(policy, device, rows, *flags):
+    """What a step of stage 1 needs."""
+    args = train_sft.flags(["--model", policy, "--device", device, "--micro-tokens", "32", *flags])
+    model, tokenizer = load(args)
+    torch.set_float32_matmul_precision("highest")
+    base = load_model(policy, device).requires_grad_(False) if args.kl else None
+    optimizer = careful(torch.optim.AdamW(model.parameters(), fused=True))
+    return SimpleNamespace(model=model, base=base, batch=rows, optimizer=optimizer, args=args,
+                           vocab_size=tokenizer.vocab_size)
+
+
+def sft_update(s) -> list[float]:
+    loss, kl, _ = train_sft.accumulate(s.model, s.base, s.batch, s.vocab_size, s.args)
+    return [loss, kl, clipped_step(s.model, s.optimizer, "here")]
+
+
+def sft_step(policy, device, *flags):
+    """Two optimizer steps of stage 1; between them the state is saved and restored."""
+    s, signs = sft_setup(policy, device, ROWS, *flags), []
+    for _ in range(2):
+        signs += sft_update(s)
+        after = moved(s.model, s.optimizer)
+        restore(after, s.model, s.optimizer)
+    return after | {"signs": torch.tensor(signs)}
+
+
+def rl_setup(policy, device, groups, *flags):
+    """What a step of stage 2 needs, with made-up responses in place of sampled ones."""
+    args = train_rl.flags(["--model", policy, "--device", device, *flags])
+    model, tokenizer = load(args)
+    torch.set_float32_matmul_precision("highest")
+    reference = copy.deepcopy(model).requires_grad_(False) if args.beta else None
+    value_head, optimizer = train_rl.learner(model, args)
+    settings = PPO(tokenizer.vocab_size, args.temperature, args.epochs, args.minibatches, args.clip,
+                   args.micro_tokens)
+    rules = train_rl.Rules(args.reward, args.advantage == "gae", args.beta, args.plain)
+    return SimpleNamespace(model=model, reference=reference, value_head=value_head, rules=rules,
+                           optimizer=careful(optimizer), settings=settings,
+                           rollout=rollout_of(groups, tokenizer))
+
+
+def rl_update(s) -> dict:
+    """Score, weigh and update: all of a step behind the sampling. -> vital signs"""
+    train_rl.score(s.rollout, s.model, s.reference, s.value_head, s.settings)
+    train_rl.weigh(s.rollout, s.rules, random.Random(0))
+    return train_rl.update(s.model, s.value_head, s.optimizer, s.rollout, s.settings,
+                           random.Random(0), "here")
+
+
+def rl_step(policy, device, *flags):
+    """Two steps of stage 2; between them the state is saved and restored."""
+    groups = [[made("++"), made("-+++")], [made("--"), made("+--+")]]
+    s = rl_setup(policy, device, groups, "--minibatches", "2", "--micro-tokens", "96", *flags)
+    found = {}
+    for number in range(2):
+        s.rollout.old = log_probs(s.model, s.rollout, s.settings)
+        signs = rl_update(s)
+        found |= {f"{name}{number}": torch.tensor(value) for name, value in signs.items()}
+        found |= {f"old{number}": s.rollout.old, f"advantages{number}": s.rollout.advantages}
+        after = moved(s.model, s.optimizer, s.value_head)
+        restore(after, s.model, s.optimizer, s.value_head)
+    return found | after
+
+
+# ---- the same as on a CPU ----------------------------------------------------------------------
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 20}, {"top_p": 0.9}, {"temperature": 0}],
+                         ids=str)
+def test_texts_are_those_of_a_cpu(policy, settings):
+    """Bug: tensors of two devices meet in the sampler, or the text depends on the device."""
+    theirs = texts(policy, "cpu", **settings)
+    with gpu():
+        ours = texts(policy, GPU, **settings)
+    assert [(s.ids, s.finished) for s in ours] == [(s.ids, s.finished) for s in theirs]
+    assert len({len(s.ids) for s in ours}) > 1
+    for mine, other in zip(ours, theirs):
+        close(torch.tensor(mine.logprobs), torch.tensor(other.logprobs), rtol=0, atol=1e-4)
+
+
+STEPS = [(sft_step, []), (sft_step, ["--kl", "0.1", "--recompute"]), (rl_step, []),
+         (rl_step, ["--beta", "0.1", "--recompute"]),
+         (rl_step, ["--advantage", "gae", "--plain", "--epochs", "2", "--temperature", "0.7"])]
+
+
+@pytest.mark.parametrize("step, flags", STEPS, ids=lambda x: getattr(x, "__name__", None) or str(x))
+def test_optimizer_steps_are_those_of_a_cpu(step, flags, policy, fp32):
+    """Bug: devices mix in the loss, its gradient, the optimizer or a restored state."""
+    theirs = step(policy, "cpu", *flags)
+    with gpu():
+        ours = step(policy, GPU, *flags)
+    close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_left_padding(policy):
+    """Bug: the mask of padded prompts is made on the CPU."""
+    ids, seen = torch.tensor([[0, 3, 4], [7, 8, 9]]), torch.tensor([[0, 1, 1], [1, 1, 1]])
+    with torch.no_grad(), gpu():
+        found = load_model(policy, GPU)(ids.to(GPU), seen.to(GPU)).cpu()
+        close(found, load_model(policy)(ids, seen), rtol=0, atol=1e-4)
+
+
+def test_a_saved_model_is_the_loaded_one(policy, tmp_path):
+    """Bug: weights cannot be saved from the device, or are changed on the way."""
+    with gpu():
+        save_model(load_model(policy, GPU), tmp_path, policy)
+    saved = dict(load_model(tmp_path).named_parameters())
+    for name, parameter in load_model(policy).named_parameters():
+        assert torch.equal(saved[name], parameter), name
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_stream_is_that_of_a_cpu(temperature, policy):
+    """Bug: a single response, watched while it comes, works on the CPU alone."""
+    tokenizer = Tokenizer.load(policy)
+
+    def stream(device):
+        model = load_model(policy, device)
+        return list(ask.stream(model, tokenizer, PROMPTS[0], 12, temperature, seed=3))
+    with gpu():
+        assert stream(GPU) == stream("cpu")
+
+
+# ---- what a GPU takes and what it refuses ------------------------------------------------------
+
+NUMBERS, IDS = torch.arange(6.0).view(2, 3) - 2, torch.tensor([1, 0])
+TAKEN = {  # a: on the device, c: on the CPU
+    "a number on the CPU": lambda a, c: a * c[0, 1] + c[1, 1] / a,
+    "where": lambda a, c: torch.where(a > 0, a, c[0, 0]),
+    "masked_fill": lambda a, c: a.masked_fill(a > 0, c[0, 0]),
+    "fill": lambda a, c: a.clone().fill_(c[0, 0]),
+    "index on the CPU": lambda a, c: a[IDS] + a[:, c[0] > -2].sum(),
+    "write at an index on the CPU": lambda a, c: a.clone().index_put_((IDS,), c[0, 0]),
+    "copies": lambda a, c: a.clone().copy_(c) + c.clone().copy_(a).to(a.device),
+    "a view written in place": lambda a, c: a.clone().view(-1)[2:].add_(1).sum() + a,
+    "to where it is": lambda a, c: (b := a.clone()).to(a.device).fill_(7) * 0 + b,
+    "list": lambda a, c: a[[1, 0], [0, 2]] + torch.tensor(a.tolist(), device=a.device)[:, :2]}
+REFUSED = {
+    "sum": lambda a, c: a + c,
+    "in place": lambda a, c: a.clone().lerp_(c, 0.5),
+    "product": lambda a, c: a @ c.T,
+    "linear": lambda a, c: torch.nn.functional.linear(a, c),
+    "baddbmm": lambda a, c: torch.baddbmm(c[None, :, :2], a[None], a.T[None]),
+    "mask": lambda a, c: a.masked_fill(c > 0, 0.0),
+    "cat": lambda a, c: torch.cat([a, c]),
+    "gather": lambda a, c: a.gather(0, IDS[None]),
+    "embedding": lambda a, c: torch.nn.functional.embedding(IDS, a),
+    "index_copy": lambda a, c: a.clone().index_copy_(0, IDS, a),
+    "searchsorted": lambda a, c: torch.searchsorted(a, c),
+    "index on the device": lambda a, c: c[IDS.to(a.device)],
+    "values on the CPU": lambda a, c: a.clone().index_put_((IDS.to(a.device),), c),
+    "comparison": lambda a, c: torch.equal(a, c),
+    "generator": lambda a, c: torch.rand(2, device=a.device, generator=torch.Generator())}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_taken(name):
+    """Bug: the pretended GPU refuses, or computes wrongly, what a real one takes."""
+    with gpu():
+        close(TAKEN[name](NUMBERS.to(GPU), NUMBERS).detach().cpu(), TAKEN[name](NUMBERS, NUMBERS))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name):
+    """Bug: the pretended GPU takes what a real one refuses."""
+    with gpu(), pytest.raises(RuntimeError if REAL else pretended_cuda.Mixed):
+        REFUSED[name](NUMBERS.to(GPU), NUMBERS)
+
+
+def test_low_precision():
+    """Bug: autocast does not reach the device, so that all would be computed in fp32."""
+    with gpu(), torch.no_grad():
+        a = NUMBERS.to(GPU)[None, None, :, :2]
+        with model_file.autocast(GPU):
+            low = [a @ a, torch.nn.functional.linear(a, a[0, 0]), torch.bmm(a[0], a[0]),
+                   torch.nn.functional.scaled_dot_product_attention(a, a, a, is_causal=True)]
+            assert {x.dtype for x in low} == {torch.bfloat16} and (a * a).dtype is torch.float32
+        assert (a @ a).dtype is torch.float32
+
+
+# ---- whole scripts -----------------------------------------------------------------------------
+
+@pytest.fixture
+def small(policy, tmp_path, monkeypatch, short_looks):
+    """Flags of a small run in an empty folder, where every second response is rewarded."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ppo, "outcome_reward", lambda t: 1.0 if sum(t.ids) % 2 else -1.0)
+    monkeypatch.setattr(train_rl, "OFFLINE_ACCURACY", (0, 1))
+    flags = ["--model", policy, "--device", GPU, "--max-new-tokens", "8", "--test-count", "2"]
+    with gpu():
+        yield flags
+
+
+def test_stage_1_runs(small):
+    """Bug: SFT, or going on with it, works on the CPU alone."""
+    response = f"The answer is 2.\n\n{RECHECK}\n\n{VERDICTS[True]}"
+    write_jsonl("data.jsonl", [{"id": str(i), "question": f"1 + {i}?", "answer": "2",
+                                "response": response} for i in range(4)])
+    small += ["--data", "data.jsonl", "--batch", "2", "--out", "sft", "--micro-tokens", "64",
+              "--kl", "0.1", "--recompute"]
+    train_sft.main([*small, "--steps", "1"])
+    train_sft.main([*small, "--steps", "2", "--resume"])
+    lines = [line for _, line in read_jsonl(Path("sft/metrics.jsonl"))]
+    assert [line["step"] for line in lines] == [1, 2] and all(line["grad_norm"] for line in lines)
+
+
+@pytest.mark.parametrize("flags", [["--reward", "both", "--beta", "0.1"], ["--advantage", "gae"],
+                                   ["--reward", "outcome", "--offline", "4"]], ids=str)
+def test_stage_2_runs(flags, small):
+    """Bug: RL, or going on with it, works on the CPU alone."""
+    small += ["--prompts", "2", "--samples", "2", "--count", "4", "--out", "rl",
+              "--micro-tokens", "64", "--minibatches", "2", *flags]
+    train_rl.main([*small, "--steps", "1"])
+    train_rl.main([*small, "--steps", "2", "--resume"])
+    lines = [line for _, line in read_jsonl(Path("rl/metrics.jsonl"))]
+    assert [line["step"] for line in lines] == [1, 2] and any(line["grad_norm"] for line in lines)
+
+
+def test_stage_0_runs(small, monkeypatch):
+    """Bug: answering or verifying works on the CPU alone."""
+    respond, verify, asked = build_data.respond, build_data.verify, []
+
+    def answers(model, tokenizer, problems, *rest):
+        """Sampled as it should be; then others are put in their place that can be used."""
+        asked.append(sum(len(row) for row in respond(model, tokenizer, problems, *rest)))
+        say = lambda problem, text: parse(problem, [*tokenizer.encode(f"The answer is {text}."),
+                                                    tokenizer.end_id], True, tokenizer)
+        return [[say(problem, problem.answer), say(problem, "77777")] for problem in problems]
+
+    def checks(model, tokenizer, claims, *rest):
+        asked.append(sum(len(row) for row in verify(model, tokenizer, claims, *rest)))
+        said = [answer != "77777" for _, answer in claims]
+        return [[Verification(VERDICTS[right], right, True)] for right in said]
+    monkeypatch.setattr(build_data, "respond", answers)
+    monkeypatch.setattr(build_data, "verify", checks)
+    build_data.main([*small, "--count", "3", "--samples", "2", "--out", "data"])
+    assert asked == [6, 6, 6]
+    assert len(list(read_jsonl(Path("data/trajectories.jsonl")))) == 3
+
+
+def test_evaluation_and_one_question_run(small, capsys):
+    """Bug: the programs beside the path work on the CPU alone."""
+    evaluate.main([*small, "--json"])
+    assert json.loads(capsys.readouterr().out)
+    ask.main([*small[:-2], "1 + 1?"])
+    assert "(cut by --max-new-tokens)" in capsys.readouterr().out
+
+
+# ---- how often the host waits for the device ---------------------------------------------------
+# Each wait of the host is time in which the device runs dry. What follows is counted on a pretended
+# GPU. The bounds are what the code needs today, not what it must need.
+
+pretended_only = pytest.mark.skipif(REAL, reason="counted, and planted, on a pretended GPU alone")
+
+# {function: waits}
+LOOK = {"fill": 2}  # which rows have ended: `nonzero`, and its copy
+PART = {"join": 3,  # three tensors from lists
+        "backward": 1}  # the gradient of a boolean index
+SFT = {**PART, "masked_loss": 2,  # boolean indices: states and targets
+       "work": 1}  # the loss, for the log
+SFT_KL = {**SFT, "work": 3}  # and the KL, and a boolean index of the base's states
+RL = {**PART, "forward": 2,  # boolean indices: states and targets
+      "work": 2,  # old log-probs and advantages to the device
+      "ppo_loss": 6}  # vital signs
+RL_KL = {**RL, "join": 6, "forward": 4,  # and a pass of the reference,
+         "work": 3}  # whose log-probs come back
+RL_GAE = {**RL, "join": 6, "forward": 4,  # and a pass for the values
+          "action_states": 2, "work": 6}  # list indices; values to and fro, the value loss
+
+
+def decoding(policy, looks):
+    model = load_model(policy, GPU)
+    generate(model, PROMPTS[:2], 1, 1 + looks * STEPS_OF_A_LOOK, set(), 266)
+
+
+def sft(policy, parts, *flags):
+    """Stage 1's step with so many micro-batches."""
+    rows = [(PROMPTS[0], PROMPTS[2], [1] * 4, i) for i in range(parts)]
+    sft_update(sft_setup(policy, GPU, rows, *flags))
+
+
+def rl(policy, parts, *flags):
+    """Stage 2's step with so many micro-batches."""
+    groups = [[made("++"), made("--")]] * (parts // 2)
+    rl_update(rl_setup(policy, GPU, groups, "--minibatches", "1", "--micro-tokens", "1", *flags))
+
+
+def assert_waits(bound: dict, job, policy, *flags):
+    """More of what `job` does, 2 or 4 of it, takes no more than these waits each."""
+    counts = []
+    for number in (2, 4):
+        with pretended_cuda.pretended_cuda() as device:
+            job(policy, number, *flags)
+        counts.append(Counter(device.by_function()))
+    more = {function: times / 2 for function, times in (counts[1] - counts[0]).items()}
+    too_many = {name: times for name, times in more.items() if times > bound.get(name, 0)}
+    assert not too_many, f"waits {more}, bound {bound}"
+
+
+JOBS = {"decoding": (LOOK, decoding), "sft": (SFT, sft), "sft --kl": (SFT_KL, sft, "--kl", "0.1"),
+        "rl": (RL, rl), "rl --beta": (RL_KL, rl, "--beta", "0.1"),
+        "rl gae": (RL_GAE, rl, "--advantage", "gae")}
+
+
+def check(name, policy):
+    if name == "resumed":
+        with pretended_cuda.pretended_cuda():
+            return sft_step(policy, GPU)
+    bound, job, *flags = JOBS[name]
+    assert_waits(bound, job, policy, *flags)
+
+
+@pretended_only
+@pytest.mark.parametrize("name", JOBS)
+def test_waits(name, policy, short_looks):
+    """Bug: the host waits in each step of decoding, or more often in a micro-batch than it did."""
+    check(name, policy)
+
+
+# ---- planted faults: would they be seen? -------------------------------------------------------
+# Each is a function that plants it; its docstring says what it would do on a GPU. `plant(f, make)`
+# puts make(f) in the place of f, wherever it has been imported.
+
+FAULTS = {}
+
+
+def fault(job, waits=False):
+    """What shows it: the job fails, since tensors of two devices meet, or `waits` too often."""
+    def note(function):
+        FAULTS[function.__name__] = function, job, waits
+        return function
+    return note
+
+
+@fault("decoding")
+def angles_of_frequencies_on_the_cpu(plant):
+    """It fails at the first token."""
+    plant(model_file.angles, lambda real: lambda positions, frequencies: real(
+        positions, frequencies.cpu()))
+
+
+@fault("decoding", waits=True)
+def fused_frequencies_on_the_cpu(plant):
+    """Right, but each step of decoding copies them and waits."""
+    def make(real):
+        def fuse(model):
+            fused = real(model)
+            return replace(fused, frequencies=fused.frequencies.cpu())
+        return fuse
+    plant(sampler.fuse, make)
+
+
+@fault("decoding")
+def a_cache_on_the_cpu(plant):
+    """It fails when the first prompt is read."""
+    plant(sampler.KVCache, lambda real: lambda config, rows, device, dtype: real(
+        config, rows, "cpu", dtype))
+
+
+@fault("decoding")
+def a_mask_on_the_cpu(plant):
+    """It fails: ids that do not exist are masked in each step."""
+    def make(real):
+        def scaled(logits, vocab_size, temperature):
+            beyond = torch.arange(logits.shape[-1]) >= vocab_size
+            masked = logits.masked_fill(beyond, float("-inf"))
+            return real(masked, logits.shape[-1], temperature)
+        return scaled
+    plant(sampler.scaled_log_probs, make)
+
+
+@fault("decoding")
+def tokens_drawn_on_the_cpu(plant):
+    """It fails where they are noted, or fed."""
+    plant(sampler.draw, lambda real: lambda log_probs, u: real(log_probs.cpu(), u.cpu()))
+
+
+@fault("decoding")
+def a_generator_on_the_cpu(plant):
+    """It fails: numbers on the device need a generator there."""
+    plant(sampler.uniform, lambda real: lambda seed, prompt, samples, tokens: torch.rand(
+        samples, tokens, device=GPU, generator=torch.Generator().manual_seed(seed)))
+
+
+@fault("decoding", waits=True)
+def a_check_in_each_step(plant):
+    """Right, and slow: the device runs dry at each token."""
+    def make(real):
+        def draw(log_probs, u):
+            assert (log_probs.exp().sum(-1) > 0.9).all()
+            return real(log_probs, u)
+        return draw
+    plant(sampler.draw, make)
+
+
+@fault("decoding", waits=True)
+def a_length_asked_of_the_device(plant):
+    """Right, and slow: the host waits in each step for a number that it could count itself."""
+    def make(real):
+        def decode(fused, ids, cache):
+            cache.window = cache.lengths.max().item()
+            return real(fused, ids, cache)
+        return decode
+    plant(sampler.decode, make)
+
+
+@fault("decoding", waits=True)
+def an_index_on_the_cpu_in_each_step(plant):
+    """Right, and slow: it is copied to the device in each step."""
+    def make(real):
+        def draw(log_probs, u):
+            return real(log_probs[torch.arange(len(log_probs))], u)
+        return draw
+    plant(sampler.draw, make)
+
+
+@fault("sft")
+def targets_on_the_cpu(plant):
+    """It fails at the first micro-batch."""
+    def make(real):
+        def join(rows, masks, device):
+            ids, targets, *rest = real(rows, masks, device)
+            return ids, targets.cpu(), *rest
+        return join
+    plant(scoring.join, make)
+
+
+@fault("sft --kl")
+def states_of_the_base_on_the_cpu(plant):
+    """It fails at the first micro-batch."""
+    def make(real):
+        return lambda hidden, weight, base_hidden, *rest: real(
+            hidden, weight, base_hidden.cpu(), *rest)
+    plant(scoring.kl_divergence, make)
+
+
+@fault("sft")
+def one_weight_on_the_cpu(plant):
+    """It fails at the first forward pass."""
+    def make(real):
+        def loaded(folder, device="cpu"):
+            model = real(folder, device)
+            norm = model.model["norm"]
+            norm.weight = torch.nn.Parameter(norm.weight.detach().cpu())
+            return model
+        return loaded
+    plant(load_model, make)
+
+
+@fault("sft", waits=True)
+def a_loss_read_on_the_way(plant):
+    """Right, and slow: the host waits before it asks for the gradient."""
+    def make(real):
+        def token_log_probs(hidden, *rest):
+            found = real(hidden, *rest)
+            assert found.mean().item() <= 0
+            return found
+        return token_log_probs
+    plant(scoring.token_log_probs, make)
+
+
+@fault("rl", waits=True)
+def a_sign_more(plant):
+    """Right, and slow: one more number is fetched in each micro-batch."""
+    def make(real):
+        def ppo_loss(new, old, *rest):
+            loss, signs = real(new, old, *rest)
+            return loss, {**signs, "largest": (new - old).abs().max().item()}
+        return ppo_loss
+    plant(ppo.ppo_loss, make)
+
+
+@fault("rl", waits=True)
+def a_boolean_index_more(plant):
+    """Right, and slow: how many are selected is asked of the device."""
+    def make(real):
+        def token_log_probs(hidden, weight, ids, *rest):
+            some = ids >= 0
+            return real(hidden[some], weight, ids[some], *rest)
+        return token_log_probs
+    plant(scoring.token_log_probs, make)
+
+
+@fault("rl --beta")
+def log_probs_left_on_the_device(plant):
+    """It fails: the rollout's numbers are on the CPU."""
+    plant(log_probs, lambda real: lambda *args: real(*args).to(GPU))
+
+
+@fault("rl gae")
+def a_value_head_on_the_cpu(plant):
+    """It fails at the first state."""
+    def make(real):
+        def learner(model, args):
+            value_head, optimizer = real(model, args)
+            value_head.weight = torch.nn.Parameter(value_head.weight.detach().cpu())
+            return value_head, optimizer
+        return learner
+    plant(train_rl.learner, make)
+
+
+@fault("rl gae")
+def returns_on_the_cpu(plant):
+    """It fails: the value loss compares them with values on the device."""
+    def make(real):
+        return lambda new, old, returns, clip: real(new, old, returns.cpu(), clip)
+    plant(ppo.value_loss, make)
+
+
+@fault("resumed")
+def moments_restored_on_the_cpu(plant):
+    """A run that goes on fails at its first step."""
+    def make(real):
+        def restore(tensors, model, optimizer, value_head=None):
+            real(tensors, model, optimizer, value_head)
+            for moments in optimizer.state.values():
+                moments.update({name: moment.cpu() for name, moment in moments.items()})
+        return restore
+    plant(restore, make)
+
+
+@pretended_only
+@pytest.mark.parametrize("name", FAULTS)
+def test_planted_faults(name, policy, short_looks, monkeypatch):
+    """Bug: this file sees nothing."""
+    def plant(function, make):
+        new = make(function)
+        for module in list(sys.modules.values()):
+            if vars(module).get(function.__name__) is function:
+                monkeypatch.setattr(module, function.__name__, new)
+
+    function, job, waits = FAULTS[name]
+    function(plant)
+    with pytest.raises(AssertionError if waits else pretended_cuda.Mixed,
+                       match="^waits" if waits else None):
+        check(job, policy)
+
+
+# ---- record and replay: what a CUDA graph would do ---------------------------------------------
+
+class Toy:
+    """Writes a running sum of squares, one number a step."""
+
+    def __init__(self):
+        self.sum = torch.zeros(1, device=GPU)
+        self.place = torch.zeros(1, dtype=torch.long, device=GPU)
+        self.written = torch.zeros(40, device=GPU)
+        self.steps = 0
+
+    def step(self):
+        self.sum += (self.place + 1.0) ** 2
+        self.written.index_copy_(0, self.place, self.sum)
+        self.place += 1
+
+
+class HostCounts(Toy):
+    def step(self):
+        super().step()
+        self.written[self.steps] += 0.5
+        self.steps += 1
+
+
+class TensorReplaced(Toy):
+    def step(self):
+        self.written.index_copy_(0, self.place, self.sum)
+        self.sum = self.sum + 1
+
+
+class HostWaits(Toy):
+    def step(self):
+        super().step()
+        assert self.place.item() < 40
+
+
+def replayed(toy):
+    """The numbers of 30 steps, one after the other, and of 2 steps and 28 repetitions."""
+    found = []
+    for recorded in (False, True):
+        with pretended_cuda.pretended_cuda() as device, torch.inference_mode():
+            one, graph = toy(), pretended_cuda.Graph(device)
+            for _ in range(2):
+                one.step()
+            if recorded:
+                with graph:
+                    one.step()
+            for _ in range(28):
+                graph.replay() if recorded else one.step()
+            found.append(one.written.tolist())
+    return found
+
+
+@pretended_only
+def test_a_step_on_fixed_memory_can_be_repeated():
+    """Bug: the recorder itself loses or repeats an operation, or recording takes a step."""
+    plain, recorded = replayed(Toy)
+    assert plain == recorded and plain[:4] == [1, 5, 14, 30] and plain[29] == 9455
+
+
+@pretended_only
+@pytest.mark.parametrize("toy", [HostCounts, TensorReplaced])
+def test_what_the_host_remembers_is_noticed(toy):
+    """Bug: a step that depends on the host's state passes for one that can be repeated."""
+    plain, recorded = replayed(toy)
+    assert plain != recorded
+
+
+@pretended_only
+def test_a_wait_cannot_be_recorded():
+    """Bug: a step passes that would end the recording of a CUDA graph."""
+    with pytest.raises(pretended_cuda.NotCapturable):
+        replayed(HostWaits)
