@@ -16,13 +16,31 @@ from pathlib import Path
 from nanoverify.answers import extract
 from nanoverify.checkpoint import checkpoint_files, load_model
 from nanoverify.evaluate import respond, share
-from nanoverify.files import InputError, output_folder, run, write_json, write_jsonl
-from nanoverify.stage import (add_model_flags, add_output_flags, add_question_flags, load,
-                              new_parser, positive, print_memory, print_time, prompt_check,
-                              train_problems)
-from nanoverify.state import identity, parts, same_run
+from nanoverify.support.files import InputError, output_folder, run, write_json, write_jsonl
+from nanoverify.support.stage import (
+    add_model_flags,
+    add_output_flags,
+    add_question_flags,
+    load,
+    new_parser,
+    positive,
+    print_memory,
+    print_time,
+    prompt_check,
+    train_problems,
+)
+from nanoverify.support.state import identity, parts, same_run
 from nanoverify.tokenizer import Tokenizer
-from nanoverify.trajectory import as_row, attempts_for, choose_attempts, compose, loss_mask, parse, usable, well_formed
+from nanoverify.trajectory import (
+    as_row,
+    attempts_for,
+    choose_attempts,
+    compose,
+    loss_mask,
+    parse,
+    usable,
+    well_formed,
+)
 from nanoverify.verifier import VERIFY_PROMPTS, Verification, agreement, verify
 
 MEASURED = 500  # answers on which a style is measured that does not go into the trajectories

@@ -29,16 +29,38 @@ from tqdm import tqdm
 from nanoverify import ppo
 from nanoverify.checkpoint import checkpoint_files, save_model
 from nanoverify.evaluate import correction, evaluate, metrics, report, respond, share, table
-from nanoverify.files import InputError, output_folder, run, write_json, write_jsonl
 from nanoverify.problems import SOLVE_PROMPT
-from nanoverify.rollout import (PPO, Rollout, action_states, action_values, forward, log_probs,
-                                rollout_of, rollout_rows, sizes)
+from nanoverify.rollout import (
+    PPO,
+    Rollout,
+    action_states,
+    action_values,
+    forward,
+    log_probs,
+    rollout_of,
+    rollout_rows,
+    sizes,
+)
 from nanoverify.scoring import backward, token_log_probs
-from nanoverify.stage import (add_model_flags, add_output_flags, add_question_flags,
-                              add_training_flags, batch_of, clipped_step, earlier_evaluations, load,
-                              new_parser, positive, print_memory, print_time, save_evaluations,
-                              test_problems, train_problems)
-from nanoverify.state import go_on, identity, save_step, signals, state_bytes
+from nanoverify.support.files import InputError, output_folder, run, write_json, write_jsonl
+from nanoverify.support.stage import (
+    add_model_flags,
+    add_output_flags,
+    add_question_flags,
+    add_training_flags,
+    batch_of,
+    clipped_step,
+    earlier_evaluations,
+    load,
+    new_parser,
+    positive,
+    print_memory,
+    print_time,
+    save_evaluations,
+    test_problems,
+    train_problems,
+)
+from nanoverify.support.state import go_on, identity, save_step, signals, state_bytes
 from nanoverify.trajectory import Trajectory, as_row, in_turn
 
 WARM_UP = 5  # steps

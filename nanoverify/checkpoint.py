@@ -19,8 +19,8 @@ import torch.nn as nn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from nanoverify.files import InputError, read_json, write_json, writing
 from nanoverify.model import Config, Transformer, rope_frequencies
+from nanoverify.support.files import InputError, read_json, write_json, writing
 
 LARGEST, DEEPEST = 10 ** 7, 1000  # far above any model; larger sizes overflow or take hours to fail
 DTYPES = ("F32", "F16", "BF16")  # as safetensors spells them

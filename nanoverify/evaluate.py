@@ -15,11 +15,11 @@ import itertools
 import json
 from dataclasses import replace
 
-from nanoverify.files import run, write_jsonl
 from nanoverify.model import autocast
 from nanoverify.problems import SOLVE_PROMPT, Problem, read_problems
 from nanoverify.puzzles import FAMILIES, HELD_OUT, TRAINED, make_puzzles
 from nanoverify.sampler import generate
+from nanoverify.support.files import run, write_jsonl
 from nanoverify.trajectory import Trajectory, as_row, parse, well_formed
 from nanoverify.verifier import agreement
 
@@ -174,7 +174,7 @@ def correction(trajectories: list[Trajectory]) -> Trajectory | None:
 
 
 def flags(argv):
-    from nanoverify.stage import add_model_flags, positive
+    from nanoverify.support.stage import add_model_flags, positive
     parser = argparse.ArgumentParser(description=" ".join(__doc__.split("\n\n")[0].split()))
     add_model_flags(parser)
     parser.add_argument("--questions", nargs="+", metavar="FILE",
@@ -197,7 +197,7 @@ def flags(argv):
 
 
 def main(argv=None):
-    from nanoverify.stage import TEST_DRAW, bad_lines, fitting, load
+    from nanoverify.support.stage import TEST_DRAW, bad_lines, fitting, load
     args = flags(argv)
     model, tokenizer = load(args)
     if args.questions:

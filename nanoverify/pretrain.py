@@ -27,9 +27,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from tqdm import tqdm
 
 from nanoverify.evaluate import respond
-from nanoverify.files import InputError, output_folder, run, write_json
+from nanoverify.support.files import InputError, output_folder, run, write_json
 from nanoverify.model import Config, Transformer, autocast
-from nanoverify.parallel import workers
+from nanoverify.support.cpu import workers
 from nanoverify.problems import SOLVE_PROMPT
 from nanoverify.puzzles import FAMILIES, LEVELS, NAMES, UNKNOWN, add, compare, expression, minus, puzzle, steps_of, times
 from nanoverify.scoring import backward

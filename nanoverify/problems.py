@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanoverify.answers import extract, grade
-from nanoverify.files import InputError, print_skipped, read_jsonl, refuse
+from nanoverify.support.files import InputError, print_skipped, read_jsonl, refuse
 
 # How a question is put to any model; the answer is read after "The answer is".
 SOLVE_PROMPT = '{question}\nThink step by step and end with "The answer is ...".'

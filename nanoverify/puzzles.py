@@ -20,7 +20,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nanoverify.files import InputError
+from nanoverify.support.files import InputError
 from nanoverify.problems import Problem, split_of
 
 LEVELS = (1, 2, 3, 4, 5)

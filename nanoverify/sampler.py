@@ -3,7 +3,7 @@
 A step is a pipeline of small functions: logits -> log-probabilities -> token. Rows are independent and move freely:
 each prompt is read once and copied to its samples; a row that ends leaves, the last row takes its place, and
 waiting prompts fill the free rows. So the batch stays full and nothing is computed for finished text.
-On a CPU each worker (`parallel.py`) has a batch of its own, with its share of the prompts.
+On a CPU each worker (`support/cpu.py`) has a batch of its own, with its share of the prompts.
 """
 import random
 import threading
@@ -13,8 +13,8 @@ import torch
 from tqdm import tqdm
 
 from nanoverify.decoding import Replay, decode, fuse, mixed_dtype, next_logits
-from nanoverify.files import InputError
-from nanoverify.parallel import in_parallel, workers
+from nanoverify.support.cpu import in_parallel, workers
+from nanoverify.support.files import InputError
 
 
 @dataclass

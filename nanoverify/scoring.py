@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from nanoverify.parallel import in_parallel, workers
 from nanoverify.sampler import scaled_log_probs
+from nanoverify.support.cpu import in_parallel, workers
 
 LOGITS = 2 ** 26  # largest number of logits at once: 256 MB in fp32
 ROUND = 32  # on a CPU the bf16 products are compiled for each shape; lengths rounded up make few shapes: SFT takes 0.77 of the time

@@ -25,7 +25,7 @@ import tokenizers
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nanoverify.checkpoint import find_folder
-from nanoverify.files import InputError, read_json
+from nanoverify.support.files import InputError, read_json
 
 PROBE = "nanoverify"  # a text that no template contains
 TEMPLATE_SECONDS = 10  # a chat template that takes longer is refused

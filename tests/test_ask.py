@@ -3,13 +3,13 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+from test_sampler import byte_tokenizer, tiny_model
 
-from nanoverify import ask, picture
-from nanoverify.files import InputError, write_jsonl
 from nanoverify.problems import Problem
 from nanoverify.sampler import generate
+from nanoverify.support.files import InputError, write_jsonl
+from nanoverify.tools import ask, picture
 from nanoverify.trajectory import as_row, parse
-from test_sampler import byte_tokenizer, tiny_model
 
 RESPONSE = ("It is 7€. The answer is 7.\n\nWait, let me recheck my solution.\n\nPut in 7: 41. Therefore, the answer is incorrect.\n\n"
             "Let me try again.\n\nThe answer is 6.\n\nWait, let me recheck my solution.\n\nPut in 6: 39. Therefore, the answer is correct.")

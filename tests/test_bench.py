@@ -3,13 +3,13 @@ import random
 
 import pytest
 import torch
-
-from nanoverify import bench
-from nanoverify.checkpoint import load_model
-from nanoverify.files import InputError
-from nanoverify.model import Transformer
-from nanoverify.tokenizer import Tokenizer
 from test_sampler import save_policy, tiny_model
+
+from nanoverify.bench import bench
+from nanoverify.checkpoint import load_model
+from nanoverify.model import Transformer
+from nanoverify.support.files import InputError
+from nanoverify.tokenizer import Tokenizer
 
 torch.set_num_threads(1)
 # D 32, MLP 48, 2 layers, 4 heads and 2 key/value heads of size 8, V 61: by hand, a layer has

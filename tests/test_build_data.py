@@ -2,12 +2,12 @@
 import json
 
 import pytest
+from test_sampler import save_policy
 
 import build_data
 from nanoverify.answers import verdict
 from nanoverify.trajectory import RECHECK, RETRY, parse
 from nanoverify.verifier import VERDICTS, Verification
-from test_sampler import save_policy
 
 ANSWERS = {  # of each question: (answer, did it end by itself?)
     "easy": [("6", True)] * 6,

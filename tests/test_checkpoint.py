@@ -10,7 +10,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from nanoverify.checkpoint import find_folder, load_config, load_model, save_model
-from nanoverify.files import InputError, read_json, write_json
+from nanoverify.support.files import InputError, read_json, write_json
 
 torch.set_num_threads(1)
 IDS = torch.randint(3, 97, (2, 12), generator=torch.Generator().manual_seed(0))

@@ -5,10 +5,10 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-
-from nanoverify import cost, files, stage
-from nanoverify.model import Config, Transformer
 from test_sampler import save_policy
+
+from nanoverify.model import Config, Transformer
+from nanoverify.support import cost, files, stage
 
 
 def config(**changes):

@@ -20,13 +20,15 @@ import build_data
 import pretended_cuda
 import train_rl
 import train_sft
-from nanoverify import ask, evaluate, model as model_file, ppo, rollout, sampler, scoring, stage
+from nanoverify import evaluate, model as model_file, ppo, rollout, sampler, scoring
+from nanoverify.support import stage
+from nanoverify.tools import ask
 from nanoverify.checkpoint import load_model, save_model
-from nanoverify.files import read_jsonl, write_jsonl
+from nanoverify.support.files import read_jsonl, write_jsonl
 from nanoverify.rollout import PPO, log_probs, rollout_of
 from nanoverify.sampler import generate
-from nanoverify.stage import clipped_step, load
-from nanoverify.state import restore, training_tensors
+from nanoverify.support.stage import clipped_step, load
+from nanoverify.support.state import restore, training_tensors
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.trajectory import RECHECK, parse
 from nanoverify.verifier import VERDICTS, Verification

@@ -4,14 +4,15 @@ import json
 import random
 
 import pytest
+from test_sampler import byte_tokenizer, save_policy, tiny_model
 
-from nanoverify import evaluate, stage
-from nanoverify.evaluate import correction, by, metrics, report, respond, table
+from nanoverify import evaluate
+from nanoverify.evaluate import by, correction, metrics, report, respond, table
 from nanoverify.problems import Problem
 from nanoverify.puzzles import make_puzzles
+from nanoverify.support import stage
 from nanoverify.trajectory import Action, Trajectory
 from nanoverify.verifier import agreement
-from test_sampler import byte_tokenizer, save_policy, tiny_model
 
 NAMED = ("first_accuracy", "final_accuracy", "verification_accuracy", "error_recall", "correct_precision", "incorrect_to_correct",
          "correct_to_incorrect", "trials", "well_formed", "tokens_per_response")

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 import train_sft
-from nanoverify import export, ppo
-from nanoverify.files import InputError, read_jsonl, write_jsonl
+from nanoverify import ppo
 from nanoverify.problems import Problem
-from nanoverify.stage import POLICY
+from nanoverify.support.files import InputError, read_jsonl, write_jsonl
+from nanoverify.support.stage import POLICY
 from nanoverify.tokenizer import Tokenizer
+from nanoverify.tools import export
 from nanoverify.trajectory import RECHECK, RETRY, parse
 from nanoverify.verifier import VERDICTS
 

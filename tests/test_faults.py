@@ -9,13 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_input import (  # two of them are fixtures
+    GOOD,
+    SMALL,
+    elsewhere,
+    left_behind,
+    policy,
+    refusal,
+)
 
 import build_data
 import train_rl
 import train_sft
-from nanoverify import evaluate, export, state, tokenizer
-from nanoverify.files import InputError, read_json, read_jsonl, write_json, write_jsonl
-from test_input import GOOD, SMALL, elsewhere, left_behind, policy, refusal  # two of them are fixtures
+from nanoverify import evaluate, tokenizer
+from nanoverify.support import state
+from nanoverify.support.files import InputError, read_json, read_jsonl, write_json, write_jsonl
+from nanoverify.tools import export
 
 LINE = json.dumps(GOOD).encode()
 DEEP = b"[" * 100_000

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from nanoverify import figures
-from nanoverify.files import InputError
+from nanoverify.study import figures
+from nanoverify.support.files import InputError
 
 
 def table(path, value=0.9):

@@ -1,9 +1,9 @@
 """Claims are judged by the seeds that both arms have, and by their noise."""
 import pytest
 
-from nanoverify import findings
-from nanoverify.files import InputError
-from nanoverify.study import HEADER, SEEDS, read_table, write_table
+from nanoverify.study import findings
+from nanoverify.study.study import HEADER, SEEDS, read_table, write_table
+from nanoverify.support.files import InputError
 
 ROWS = {("SFT", 0): {"final_accuracy": "0.90", "tpr": "0.9", "tnr": "0.5"}, ("SFT", 1): {"final_accuracy": "0.94", "tpr": "", "tnr": "0.5"},
         ("outcome", 0): {"final_accuracy": "0.98", "tpr": "", "tnr": ""}, ("outcome", 1): {"final_accuracy": "0.92", "tpr": "", "tnr": ""},

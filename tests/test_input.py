@@ -8,17 +8,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from test_sampler import save_policy
 
 import build_data
 import train_rl
 import train_sft
-from nanoverify import evaluate, files, stage
-from nanoverify.files import InputError, output_folder, read_json, write_json, write_jsonl
+from nanoverify import evaluate
 from nanoverify.problems import SOLVE_PROMPT, read_problems, split_of
+from nanoverify.support import files, stage
+from nanoverify.support.files import InputError, output_folder, read_json, write_json, write_jsonl
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.trajectory import RECHECK
 from nanoverify.verifier import VERDICTS, Verification
-from test_sampler import save_policy
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--device", "cpu", "--max-new-tokens", "5", "--test-count", "2"]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nanoverify.files import InputError
 from nanoverify.problems import SOLVE_PROMPT, Problem, read_problems, split_of, uses_each_once
+from nanoverify.support.files import InputError
 
 
 def test_accepts_compares_with_the_gold_answer():

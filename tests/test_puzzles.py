@@ -13,9 +13,19 @@ from types import SimpleNamespace
 import pytest
 
 from nanoverify import pretrain
-from nanoverify.files import InputError
-from nanoverify.puzzles import (FAMILIES, HELD_OUT, LEVELS, TRAINED, expression, make_puzzles, puzzle,
-                                puzzles_with_numbers, steps_of, times)
+from nanoverify.puzzles import (
+    FAMILIES,
+    HELD_OUT,
+    LEVELS,
+    TRAINED,
+    expression,
+    make_puzzles,
+    puzzle,
+    puzzles_with_numbers,
+    steps_of,
+    times,
+)
+from nanoverify.support.files import InputError
 from nanoverify.verifier import VERDICTS
 
 ROOT = Path(__file__).parents[1]

@@ -7,18 +7,18 @@ import shlex
 from pathlib import Path
 
 import pytest
-
-from nanoverify import findings
-from nanoverify.evaluate import metrics
-from nanoverify.study import read_table
 from test_ppo import FOUR
+
+from nanoverify.evaluate import metrics
+from nanoverify.study import findings
+from nanoverify.study.study import read_table
 
 ROOT = Path(__file__).parents[1]
 PAGES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
          for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
 README, TEXT = PAGES["README.md"], "\n".join(PAGES.values())
 COMING = {"docs/data.md", "docs/checkpoints.md", "docs/grading.md"}  # pages that may be missing
-READ = 3300  # lines of the files to read, as the README says
+READ = 3600  # lines of the files to read, as the README says
 
 BLOCKS = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
 INLINE = re.findall(r"`(python [^`\n]+)`", TEXT)
@@ -36,8 +36,8 @@ OURS = sorted({program(command) for command in COMMANDS} - {"pytest"})
 
 
 def help_of(name: str, capsys) -> str:
-    if name.startswith("tests/"):
-        return (ROOT / f"{name}.py").read_text(encoding="utf-8")
+    if name == "nanoverify.bench.handover":  # it imports packages of another extra
+        return (ROOT / "nanoverify" / "bench" / "handover.py").read_text(encoding="utf-8")
     module = importlib.import_module(name)
     if hasattr(module, "__path__"):  # a package
         module = importlib.import_module(f"{name}.__main__")
@@ -48,8 +48,9 @@ def help_of(name: str, capsys) -> str:
 
 def test_there_are_commands():
     """Bug: the blocks are not found, and everything below passes for want of anything to check."""
-    assert {"build_data", "train_sft", "train_rl", "tests/kill"} <= set(OURS)
-    modules = ("ask", "report", "evaluate", "pretrain", "study", "findings", "figures", "bench", "export")
+    assert {"build_data", "train_sft", "train_rl"} <= set(OURS)
+    modules = ("ask", "report", "evaluate", "pretrain", "study", "findings", "study.figures",
+               "bench", "bench.kill", "export")
     assert {f"nanoverify.{module}" for module in modules} <= set(OURS)
 
 

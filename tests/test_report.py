@@ -4,22 +4,23 @@ import json
 import re
 
 import pytest
-
-import train_rl
-import train_sft
-from nanoverify import ppo, report
-from nanoverify.evaluate import metrics
-from nanoverify.evaluate import report as evaluation
-from nanoverify.files import write_json, write_jsonl
-from nanoverify.problems import Problem
-from nanoverify.rollout import rollout_rows
-from nanoverify.trajectory import RECHECK, RETRY, as_row, parse
-from nanoverify.verifier import VERDICTS
 from test_input import refusal
 from test_ppo import FOUR, made
 from test_readme import PAGES, ROOT
 from test_sampler import byte_tokenizer, save_policy
 from test_train_rl import weighed
+
+import train_rl
+import train_sft
+from nanoverify import ppo
+from nanoverify.evaluate import metrics
+from nanoverify.evaluate import report as evaluation
+from nanoverify.problems import Problem
+from nanoverify.rollout import rollout_rows
+from nanoverify.support.files import write_json, write_jsonl
+from nanoverify.tools import report
+from nanoverify.trajectory import RECHECK, RETRY, as_row, parse
+from nanoverify.verifier import VERDICTS
 
 TOKENIZER = byte_tokenizer()
 HOSTILE = "</script></title><img src=x onerror='alert(1)'>\"&{{ 1234567 * 3 }}"

@@ -6,15 +6,25 @@ import threading
 import pytest
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer as Raw, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Raw
+from tokenizers import decoders, models, pre_tokenizers
 
 from nanoverify import pretrain
 from nanoverify.checkpoint import load_model, save_model
-from nanoverify.files import InputError, write_json
-from nanoverify.model import Config, Transformer
 from nanoverify.decoding import decode, fuse
-from nanoverify.sampler import SLOTS, KVCache, draw, generate, keep_top, next_token, prefill, scaled_log_probs
+from nanoverify.model import Config, Transformer
+from nanoverify.sampler import (
+    SLOTS,
+    KVCache,
+    draw,
+    generate,
+    keep_top,
+    next_token,
+    prefill,
+    scaled_log_probs,
+)
 from nanoverify.scoring import token_log_probs
+from nanoverify.support.files import InputError, write_json
 from nanoverify.tokenizer import Tokenizer
 
 torch.set_num_threads(1)

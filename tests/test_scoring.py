@@ -8,17 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from test_sampler import save_policy, tiny_model
 
 import train_sft
 from nanoverify import scoring
 from nanoverify.checkpoint import save_model
-from nanoverify.files import write_jsonl
 from nanoverify.problems import SOLVE_PROMPT
 from nanoverify.scoring import join, kl_divergence, micro_batches, token_log_probs
+from nanoverify.support.files import write_jsonl
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.trajectory import RECHECK, RETRY, compose
 from nanoverify.verifier import VERDICTS, Verification
-from test_sampler import save_policy, tiny_model
 
 torch.set_num_threads(1)
 V, REAL = 40, 37  # rows of the weight matrix, ids that the tokenizer knows

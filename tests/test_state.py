@@ -12,18 +12,33 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kill
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_input import (  # two of them are fixtures
+    GOOD,
+    SMALL,
+    elsewhere,
+    left_behind,
+    policy,
+    refusal,
+)
 
 import build_data
-import kill
 import train_rl
 import train_sft
-from nanoverify import checkpoint, files, ppo, pretrain, state
-from nanoverify.files import InputError, output_folder, read_json, read_jsonl, write_json, write_jsonl
-from nanoverify.stage import batch_of
-from test_input import GOOD, SMALL, elsewhere, left_behind, policy, refusal  # two of them are fixtures
+from nanoverify import checkpoint, ppo, pretrain
+from nanoverify.support import files, state
+from nanoverify.support.files import (
+    InputError,
+    output_folder,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+)
+from nanoverify.support.stage import batch_of
 
 
 def write(folder, step, keep=2):
@@ -368,7 +383,7 @@ def test_a_state_that_does_not_fit(policy, data, capsys):
 
 # ---- two runs at once, and outputs that are there already ------------------------------------------------------------
 
-HOLD = "import sys, time; from nanoverify.files import output_folder\nwith output_folder('out') as folder: print('held', flush=True); time.sleep(60)"
+HOLD = "import sys, time; from nanoverify.support.files import output_folder\nwith output_folder('out') as folder: print('held', flush=True); time.sleep(60)"
 
 
 @pytest.mark.skipif(files.fcntl is None, reason="no locks here")
@@ -498,7 +513,7 @@ def test_build_data_goes_on(monkeypatch):
 
 
 def test_kill_and_resume(tmp_path):
-    """Bug: a run killed with -9 cannot go on, or ends elsewhere. (The long form: python tests/kill.py)"""
+    """Bug: a run killed with -9 cannot go on, or ends elsewhere. (The long form: python -m nanoverify.bench.kill)"""
     kill.finish(kill.start("build_data", tmp_path), "build_data")
     kill.finish(kill.start("train_sft", tmp_path), "train_sft")
     process = kill.start("train_sft", tmp_path, "--out", "killed")

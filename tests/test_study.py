@@ -8,14 +8,14 @@ import pytest
 
 import build_data
 import train_rl
-from nanoverify import study
 from nanoverify.answers import grade
 from nanoverify.evaluate import COLUMNS
-from nanoverify.files import InputError, write_json, write_jsonl
 from nanoverify.problems import Problem
 from nanoverify.puzzles import make_puzzles
-from nanoverify.verifier import Verification
+from nanoverify.study import study
+from nanoverify.support.files import InputError, write_json, write_jsonl
 from nanoverify.trajectory import Action, Trajectory
+from nanoverify.verifier import Verification
 
 
 def test_every_variant_parses():

@@ -4,7 +4,7 @@ import pytest
 import tokenizers
 import transformers
 
-from nanoverify.files import InputError, read_json, write_json
+from nanoverify.support.files import InputError, read_json, write_json
 from nanoverify.tokenizer import Tokenizer
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>",

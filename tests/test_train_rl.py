@@ -6,20 +6,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from test_ppo import FOUR, PROBLEM, made
+from test_sampler import byte_tokenizer, save_policy, tiny_model
 
 import train_rl
 from nanoverify import evaluate, ppo, rollout, scoring
 from nanoverify.checkpoint import load_model
 from nanoverify.evaluate import respond
-from nanoverify.files import InputError
 from nanoverify.problems import Problem
-from nanoverify.report import definitions
 from nanoverify.rollout import PPO, Rollout, action_values, log_probs, rollout_of
 from nanoverify.scoring import ROUND
+from nanoverify.support.files import InputError
 from nanoverify.tokenizer import Tokenizer
+from nanoverify.tools.report import definitions
 from nanoverify.trajectory import Action, Trajectory
-from test_ppo import FOUR, PROBLEM, made
-from test_sampler import byte_tokenizer, save_policy, tiny_model
 
 torch.set_num_threads(1)
 TOKENIZER = SimpleNamespace(prompt=lambda text: [1, 2])

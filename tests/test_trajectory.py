@@ -3,15 +3,29 @@ import itertools
 import random
 
 import pytest
-from tokenizers import Tokenizer as Raw, decoders, models, normalizers
+from test_sampler import byte_tokenizer
+from tokenizers import Tokenizer as Raw
+from tokenizers import decoders, models, normalizers
 
 from nanoverify import pretrain
 from nanoverify.problems import Problem
 from nanoverify.tokenizer import Tokenizer
-from nanoverify.trajectory import (OPENING, RECHECK, RETRY, Action, Trajectory, as_row, attempts_for, choose_attempts, compose, loss_mask,
-                                   parse, usable, well_formed)
+from nanoverify.trajectory import (
+    OPENING,
+    RECHECK,
+    RETRY,
+    Action,
+    Trajectory,
+    as_row,
+    attempts_for,
+    choose_attempts,
+    compose,
+    loss_mask,
+    parse,
+    usable,
+    well_formed,
+)
 from nanoverify.verifier import VERDICTS, Verification
-from test_sampler import byte_tokenizer
 
 PROBLEM = Problem("linear-1", "27 increased by 2 times a number is 39. What is the number?", "6", "linear", 1)
 SETTINGS = {"eos_token": "<|end|>", "pad_token": "<|pad|>"}

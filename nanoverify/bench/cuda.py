@@ -1,7 +1,7 @@
 """How fast is a GPU used? Models of known layouts with random weights, beside what the card allows and transformers.
 
-    python -m nanoverify.bench_cuda                      # about 3 minutes on an H100; pip install -e '.[test]' for transformers
-    python -m nanoverify.bench_cuda --parts decode sft   # of decode, sft, rl, repeat
+    python -m nanoverify.bench.cuda                      # about 3 minutes on an H100; pip install -e '.[test]' for transformers
+    python -m nanoverify.bench.cuda --parts decode sft   # of decode, sft, rl, repeat
 
     decode   Qwen2.5-0.5B, 256 rows: prompts of 256 tokens, 512 new ones in each; then single steps at 768 tokens.
              Peer: transformers' generate in bf16, 128 new tokens. Of the limit: the bytes that must be read (layers
@@ -22,14 +22,14 @@ import torch
 
 import train_rl
 import train_sft
-from nanoverify import cost
-from nanoverify.bench import decoding_work, installed, machine, training_operations
-from nanoverify.cost import now
-from nanoverify.files import InputError, run
+from nanoverify.support import cost
+from nanoverify.bench.bench import decoding_work, installed, machine, training_operations
+from nanoverify.support.cost import now
+from nanoverify.support.files import InputError, run
 from nanoverify.model import Config, Transformer, autocast
 from nanoverify.puzzles import make_puzzles
 from nanoverify.sampler import Batch, Sample, Sampling, generate
-from nanoverify.stage import POLICY, clipped_step
+from nanoverify.support.stage import POLICY, clipped_step
 from nanoverify.tokenizer import Tokenizer
 
 PARTS = ("decode", "sft", "rl", "repeat")

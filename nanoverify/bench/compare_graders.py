@@ -1,7 +1,7 @@
 """Ours against Math-Verify: how often right, and how fast, in one run.
 
-    pip install 'math-verify[antlr4_13_2]' && python tests/compare_graders.py      # our own cases
-    python tests/compare_graders.py CASES.jsonl ...
+    pip install 'math-verify[antlr4_13_2]' && python -m nanoverify.bench.compare_graders      # our own cases
+    python -m nanoverify.bench.compare_graders CASES.jsonl ...
 
 Rows: {"gold", "answer" or "response", "expected": true, false, or null where the answer is
 unreadable}. A row counts as right if equal answers are accepted and others are not.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nanoverify.answers import grade
 
-OWN_CASES = Path(__file__).parent / "grading_cases.jsonl"
+OWN_CASES = Path(__file__).parents[2] / "tests" / "grading_cases.jsonl"
 HEAD = ("| cases | grader | right | right answers refused | wrong answers accepted "
         "| shuffled pairs per CPU second |\n|---|---|---|---|---|---|")
 

@@ -1,6 +1,6 @@
 """Beside the tests: kill -9 the three scripts at random moments, resume, and compare with runs nobody disturbed, byte for byte.
 
-    python tests/kill.py --kills 30                  # half of the moments fall into a save; about ten minutes
+    python -m nanoverify.bench.kill --kills 30                  # half of the moments fall into a save; about ten minutes
 
 Small sizes, the shipped policy, one thread. Prints one line per kill and exits with 1 if any result differs.
 """
@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SMALL = ["--device", "cpu", "--test-count", "8", "--max-new-tokens", "120"]
 STAGES = {
     "build_data": ["--count", "60", "--samples", "4", "--out", "data"],
@@ -23,7 +23,7 @@ STAGES = {
     "train_rl": ["--model", "sft", "--steps", "4", "--prompts", "4", "--samples", "4", "--count", "40", "--save-every", "1", "--out", "rl"],
 }
 # a part of 20 questions, so that build_data.py saves several times
-START = "import build_data, {name}; from nanoverify.files import run; build_data.PART = 20; run({name}.main)"
+START = "import build_data, {name}; from nanoverify.support.files import run; build_data.PART = 20; run({name}.main)"
 
 
 def start(name: str, folder: Path, *more: str) -> subprocess.Popen:

@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from nanoverify.files import WINDOWS, InputError, json_line, read_json, write_json, writing
+from nanoverify.support.files import WINDOWS, InputError, json_line, read_json, write_json, writing
 
 FREE = ("out", "resume", "steps", "save_every", "keep", "overwrite", "allow_changes")  # flags that may differ when a run goes on
 

@@ -1,7 +1,7 @@
 """Beside the tests: the engines' own code on our exported files, on a CPU. (pip install -e '.[handover]'; needs `python -m nanoverify.export`)
 
-    python tests/handover.py                        # each engine that is installed; one that is not is named
-    python tests/handover.py --engines verl         # verl and OpenRLHF pin different versions of transformers: an environment each
+    python -m nanoverify.bench.handover                        # each engine that is installed; one that is not is named
+    python -m nanoverify.bench.handover --engines verl         # verl and OpenRLHF pin different versions of transformers: an environment each
 
 TRL is run: labels of SFTTrainer equal ours; 3 steps of GRPOTrainer with our rewards; transformers loads both results. verl and
 OpenRLHF need GPUs to run: here their own code reads the commands of docs/outgrow.md and our questions, loads our reward file and pays prepared
@@ -27,15 +27,15 @@ from datasets import Dataset, load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nanoverify import ppo
-from nanoverify.export import outcome_rewards, process_rewards
-from nanoverify.files import read_jsonl
 from nanoverify.problems import Problem
-from nanoverify.stage import POLICY
+from nanoverify.support.files import read_jsonl
+from nanoverify.support.stage import POLICY
 from nanoverify.tokenizer import Tokenizer
+from nanoverify.tools.export import outcome_rewards, process_rewards
 from nanoverify.trajectory import RECHECK, RETRY, loss_mask, parse
 from nanoverify.verifier import VERDICTS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COUNT = 8  # questions whose responses are rewarded
 
 
@@ -127,7 +127,7 @@ def verl(folder: str, model: str):
     from verl.utils.dataset.rl_dataset import collate_fn
     with initialize_config_module("verl.trainer.config", version_base=None):
         config = compose("ppo_trainer", [*command("verl.trainer.main_ppo"), f"data.train_files={folder}/questions.jsonl",
-                                         f"reward.custom_reward_function.path={ROOT}/nanoverify/export.py"])
+                                         f"reward.custom_reward_function.path={ROOT}/nanoverify/tools/export.py"])
     validate_config(config, need_reference_policy(config), need_critic(config))
     tokenizer = hf_tokenizer(model)
     dataset, manager = create_rl_dataset(config.data.train_files, config.data, tokenizer, None), load_reward_manager(config, tokenizer)
@@ -166,7 +166,7 @@ def openrlhf(folder: str, model: str):
     from openrlhf.utils.agent import SingleTurnAgentExecutor
     from openrlhf.utils.utils import get_tokenizer
     flags = [*command("openrlhf.cli.train_ppo_ray"), "--data.prompt_dataset", f"{folder}/questions.jsonl",
-             "--reward.remote_url", f"{ROOT}/nanoverify/export.py"]
+             "--reward.remote_url", f"{ROOT}/nanoverify/tools/export.py"]
     start = MagicMock(side_effect=InterruptedError)
     with patch("openrlhf.utils.get_strategy", start), patch("ray.is_initialized", return_value=True), patch("sys.argv", ["", *flags]):
         with contextlib.suppress(InterruptedError):  # its flags are parsed and checked; it ends where it would start Ray and load models

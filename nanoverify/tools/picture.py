@@ -1,6 +1,6 @@
 """One self-correction as a picture: the one at the top of the README.
 
-    python -m nanoverify.picture out/rl --out correction.svg  # from the responses of its evaluation
+    python -m nanoverify.tools.picture out/rl --out correction.svg  # from the responses of its evaluation
 
 It shows the shortest response that rejects a wrong answer and then gives the right one, with at
 least --attempts attempts. Checks are blue; a rejected solution is red and struck through, the
@@ -12,8 +12,8 @@ import textwrap
 from pathlib import Path
 
 from nanoverify.evaluate import correction
-from nanoverify.files import InputError, run, writing
-from nanoverify.report import read_set
+from nanoverify.support.files import InputError, run, writing
+from nanoverify.tools.report import read_set
 
 WIDTH, LINE, CHARACTERS = 820, 21, 92  # of the picture, of a line, in pixels; letters of a line
 COLOURS = {"question": "#24292f", "phrase": "#8a8f98", "verify": "#0969da",

@@ -41,16 +41,16 @@ import torch
 import train_rl
 import train_sft
 from nanoverify.checkpoint import find_folder, load_model
-from nanoverify.cost import now
-from nanoverify.export import outcome_rewards, question_row
-from nanoverify.files import InputError, run
 from nanoverify.model import autocast
 from nanoverify.problems import SOLVE_PROMPT
 from nanoverify.puzzles import make_puzzles
 from nanoverify.sampler import generate
 from nanoverify.scoring import join
-from nanoverify.stage import add_model_flags, batch_of, clipped_step, load, positive
+from nanoverify.support.cost import now
+from nanoverify.support.files import InputError, run
+from nanoverify.support.stage import add_model_flags, batch_of, clipped_step, load, positive
 from nanoverify.tokenizer import Tokenizer
+from nanoverify.tools.export import outcome_rewards, question_row
 
 PARTS = ("sample", "sample-large", "rl", "sft", "limit")
 SFT_STEPS = 10  # optimizer steps in one timed run
@@ -304,7 +304,7 @@ def main(argv=None):
         precisions = {"transformers, fp32": torch.float32, "transformers, bf16": torch.bfloat16} if transformers else {}
         return {name: load_peer(folder, args.device, dtype) for name, dtype in precisions.items()}
     training = ["--model", args.model, "--device", args.device, "--seed", str(args.seed), "--batch-size", str(args.batch_size),
-                "--max-new-tokens", str(args.max_new_tokens)]
+                "--max-new-tokens", str(args.max_new_tokens), "--micro-tokens", str(train_rl.PPO.micro_tokens)]
     sft_args, rl_args = train_sft.flags([*training, "--data", args.data]), train_rl.flags([*training, "--prompts", str(args.prompts // 2), "--lr", "0"])
     rows = train_sft.read_rows(sft_args, tokenizer, model.config.max_position_embeddings)[0] if "sft" in parts else []
     questions = [SOLVE_PROMPT.format(question=problem.question) for problem in make_puzzles("test", max(args.prompts, 64), seed=0)]

@@ -42,7 +42,9 @@ from pathlib import Path
 
 from nanoverify.checkpoint import load_model
 from nanoverify.evaluate import COLUMNS, metrics, respond, share
-from nanoverify.files import (
+from nanoverify.pretrain import solve_text
+from nanoverify.puzzles import HELD_OUT, LEVELS, make_puzzles, puzzles_with_numbers
+from nanoverify.support.files import (
     InputError,
     output_folder,
     read_json,
@@ -52,9 +54,7 @@ from nanoverify.files import (
     write_jsonl,
     writing,
 )
-from nanoverify.pretrain import solve_text
-from nanoverify.puzzles import HELD_OUT, LEVELS, make_puzzles, puzzles_with_numbers
-from nanoverify.stage import POLICY, TEST_DRAW
+from nanoverify.support.stage import POLICY, TEST_DRAW
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.verifier import verify
 

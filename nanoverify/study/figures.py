@@ -1,6 +1,6 @@
 """Figures from the study's table.
 
-    python -m nanoverify.figures results/study.csv  # -> accuracy.svg, verification.svg, ...
+    python -m nanoverify.study.figures results/study.csv  # -> accuracy.svg, verification.svg, ...
 
 A dot is a seed, a line the mean of the seeds.
 """
@@ -9,7 +9,7 @@ import csv
 import html
 from pathlib import Path
 
-from nanoverify.files import InputError, run, writing
+from nanoverify.support.files import InputError, run, writing
 
 STAGES = {  # and their colours
     "base": "#8a8f98", "SFT": "#bf8700", "process": "#8250df", "both": "#1a7f37",

@@ -13,16 +13,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanoverify import cost
 from nanoverify.checkpoint import load_config, load_model
-from nanoverify.files import InputError, print_skipped, read_json, read_jsonl, refuse, write_json
 from nanoverify.problems import SOLVE_PROMPT, Problem, read_problems, split_of
 from nanoverify.puzzles import make_puzzles
+from nanoverify.support import cost
+from nanoverify.support.files import (
+    InputError,
+    print_skipped,
+    read_json,
+    read_jsonl,
+    refuse,
+    write_json,
+)
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.verifier import VERIFY_PROMPTS
 
 TEST_DRAW = 1  # the seed of the puzzles of evaluations, independent of --seed
-POLICY = str(Path(__file__).parent / "policy")  # the shipped initial policy
+POLICY = str(Path(__file__).parents[1] / "policy")  # the shipped initial policy
 
 
 def positive(text: str) -> int:
@@ -103,16 +110,20 @@ def add_output_flags(parser, default: str):
                        help="--resume with other arguments or files than before")
 
 
+def on_cuda(device: str) -> bool:
+    """Whether this device is a CUDA GPU. InputError: there is no such device."""
+    try:
+        return torch.zeros(1, device=device).device.type == "cuda"
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {device}: {str(error).splitlines()[0]}")
+
+
 def set_up(args):
     """Seed everything, and check the device."""
     random.seed(args.seed)
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
-    try:
-        torch.zeros(1, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {args.device}: {str(error).splitlines()[0]}")
-    if torch.device(args.device).type == "cuda":
+    if on_cuda(args.device):
         torch.set_float32_matmul_precision("high")  # TF32 for the fp32 products, those with lm_head
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), 8))  # small matrices occupy no more
@@ -153,7 +164,7 @@ def print_memory(args, frozen: int = 0):
                              training and args.recompute, frozen)
     if training and args.micro_tokens is None:
         args.micro_tokens = 2048
-        if torch.device(args.device).type == "cuda":
+        if on_cuda(args.device):
             memory = 0.9 * cost.device_memory(args.device)
             enough = (n for n in cost.MICRO_TOKENS if estimate(n)["peak"] <= memory)
             args.micro_tokens = next(enough, cost.MICRO_TOKENS[-1])

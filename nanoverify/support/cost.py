@@ -10,10 +10,9 @@ import time
 import torch
 
 from nanoverify.model import Config, Transformer, autocast
-from nanoverify.parallel import in_parallel, workers
 from nanoverify.sampler import Batch, Sample, Sampling
 from nanoverify.scoring import LOGITS, backward, token_log_probs
-
+from nanoverify.support.cpu import in_parallel, workers
 
 MICRO_TOKENS = (16384, 8192, 4096)  # defaults on CUDA: the first that fits
 

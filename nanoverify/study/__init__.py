@@ -1,0 +1,1 @@
+"""The study: the pipeline for several seeds and variants, its tables and figures."""

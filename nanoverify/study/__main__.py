@@ -1,0 +1,6 @@
+"""python -m nanoverify.study: see study.py."""
+from nanoverify.study.study import main
+from nanoverify.support.files import run
+
+if __name__ == "__main__":
+    run(main)

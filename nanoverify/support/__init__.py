@@ -1,0 +1,1 @@
+"""What every stage needs besides the method: files, saved states, flags, cost, threads."""
