@@ -288,10 +288,11 @@ class Graph(TorchDispatchMode):
         return "memory that graphs share"
 
     def replay(self):
-        for function, args, kwargs, out in self.operations:
-            for fixed, new in zip(tensors_in(out), tensors_in(function(*args, **kwargs))):
-                if fixed.numbers.data_ptr() != new.numbers.data_ptr():  # else it was written there
-                    fixed.copy_(new)
+        with torch.autocast("cuda", enabled=False):  # its casts are among the operations
+            for function, args, kwargs, out in self.operations:
+                for fixed, new in zip(tensors_in(out), tensors_in(function(*args, **kwargs))):
+                    if fixed.numbers.data_ptr() != new.numbers.data_ptr():  # else written there
+                        fixed.copy_(new)
 
 
 # ---- the device --------------------------------------------------------------------------------

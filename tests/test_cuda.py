@@ -175,6 +175,21 @@ def rl_step(policy, device, *flags):
 
 # ---- the same as on a CPU ----------------------------------------------------------------------
 
+def is_tie(policy, number, a, b, temperature=1.0, top_k=0, top_p=1.0) -> bool:
+    """Do two samples part where the random number lies within rounding of the border of both?"""
+    model, vocab_size = load_model(policy), Tokenizer.load(policy).vocab_size
+    prompt, t = PROMPTS[number // 2], next(t for t, (x, y) in enumerate(zip(a, b)) if x != y)
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + a[:t]]))[0, -1:, :vocab_size]
+    log_probs = sampler.keep_top(sampler.scaled_log_probs(logits, temperature or 1), top_k, top_p)
+    low, high = sorted((a[t], b[t]))
+    if not temperature:
+        return log_probs[0, [low, high]].diff().abs() < 1e-5
+    edges = log_probs[0].exp().cumsum(-1)
+    u = sampler.uniform(1, number // 2, 2, 18)[number % 2, t]
+    return max(abs(edges[low] - u), abs(edges[high - 1] - u)) < 1e-5
+
+
 @pytest.mark.parametrize("settings", [{}, {"top_k": 20}, {"top_p": 0.9}, {"temperature": 0}],
                          ids=str)
 def test_texts_are_those_of_a_cpu(policy, settings):
@@ -182,10 +197,15 @@ def test_texts_are_those_of_a_cpu(policy, settings):
     theirs = texts(policy, "cpu", **settings)
     with gpu():
         ours = texts(policy, GPU, **settings)
-    assert [(s.ids, s.finished) for s in ours] == [(s.ids, s.finished) for s in theirs]
-    assert len({len(s.ids) for s in ours}) > 1
-    for mine, other in zip(ours, theirs):
-        close(torch.tensor(mine.logprobs), torch.tensor(other.logprobs), rtol=0, atol=1e-4)
+    ties = 0
+    for number, (mine, other) in enumerate(zip(ours, theirs)):
+        if mine.ids == other.ids:
+            assert mine.finished == other.finished
+            close(torch.tensor(mine.logprobs), torch.tensor(other.logprobs), rtol=0, atol=1e-4)
+        else:
+            assert is_tie(policy, number, mine.ids, other.ids, **settings)
+            ties += 1
+    assert ties < 2 and len({len(s.ids) for s in ours}) > 1
 
 
 STEPS = [(sft_step, []), (sft_step, ["--kl", "0.1", "--recompute"]), (rl_step, []),
@@ -294,7 +314,9 @@ def test_low_precision():
 def small(policy, tmp_path, monkeypatch, short_looks):
     """Flags of a small run in an empty folder, where every second response is rewarded."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ppo, "outcome_reward", lambda t: 1.0 if sum(t.ids) % 2 else -1.0)
+    seen = {}  # kept, so that no other gets its id
+    monkeypatch.setattr(ppo, "outcome_reward", lambda t: seen.setdefault(
+        id(t), (1.0 if len(seen) % 2 else -1.0, t))[0])
     monkeypatch.setattr(train_rl, "OFFLINE_ACCURACY", (0, 1))
     flags = ["--model", policy, "--device", GPU, "--max-new-tokens", "8", "--test-count", "2"]
     with gpu():
@@ -429,7 +451,7 @@ def test_gradients_of_packed_attention(policy, monkeypatch):
             gradients = [parameter.grad.flatten().cpu() for parameter in model.parameters()]
             found.append((hidden.detach().flatten().cpu(), torch.cat(gradients)))
     for ours, plain in zip(*found):
-        assert 0 < (ours - plain).norm() / plain.norm() < 0.02
+        assert (ours - plain).norm() / plain.norm() < 0.02
 
 
 pretended_only = pytest.mark.skipif(REAL, reason="seen on a pretended GPU alone")
@@ -647,9 +669,9 @@ def a_count_of_the_host(plant):
     plant(sampler.next_token, make)
 
 
-@fault(TEXTS, TEXTS)
+@fault(TEXTS, IndexError)
 def a_cache_that_grows(plant):
-    """Nonsense: the graph reads memory that was given back."""
+    """The graph writes beyond the memory it was recorded with."""
     plant(sampler.KVCache, lambda real: lambda config, rows, device, dtype, slots=0: real(
         config, rows, device, dtype))
 
@@ -782,13 +804,12 @@ def test_planted_faults(name, policy, short_looks, monkeypatch):
 
     def plant():
         function(lambda real, make: replant(monkeypatch, real, make(real)))
-    if seen is TEXTS:
-        recorded, ordinary = compared(policy, False, monkeypatch, plant)
-        assert recorded != ordinary
-        return
-    plant()
-    with pytest.raises(AssertionError if seen is WAITS else seen,
-                       match="^waits" if seen is WAITS else None):
+    expected = AssertionError if seen in (WAITS, TEXTS) else seen
+    with pytest.raises(expected, match=f"^{seen}" if expected is AssertionError else None):
+        if job == TEXTS:
+            recorded, ordinary = compared(policy, False, monkeypatch, plant)
+            assert recorded == ordinary, TEXTS
+        plant()
         if job == "resumed":
             with gpu():
                 sft_step(policy, GPU)
