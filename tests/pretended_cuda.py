@@ -56,11 +56,13 @@ class Pretended(torch.Tensor):
 
     @staticmethod
     def __new__(cls, numbers):
-        with torch.inference_mode(numbers.is_inference()):  # a view of a parameter is not
-            self = torch.Tensor._make_wrapper_subclass(
-                cls, numbers.size(), strides=numbers.stride(), dtype=numbers.dtype,
-                storage_offset=numbers.storage_offset(), device=torch.device(NAME, 0),
-                requires_grad=numbers.requires_grad)
+        if torch.is_inference_mode_enabled() != numbers.is_inference():  # a view of a parameter
+            with torch.inference_mode(numbers.is_inference()):
+                return cls.__new__(cls, numbers)
+        self = torch.Tensor._make_wrapper_subclass(
+            cls, numbers.size(), strides=numbers.stride(), dtype=numbers.dtype,
+            storage_offset=numbers.storage_offset(), device=torch.device(NAME, 0),
+            requires_grad=numbers.requires_grad)
         self.numbers = numbers
         return self
 
@@ -141,12 +143,17 @@ def reason_to_wait(function, args, kwargs, tensors, to_device: bool) -> str:
     return ""
 
 
+@functools.cache
+def of_project(file: str) -> bool:
+    return Path(file).parent in (ROOT, ROOT / "nanoverify")
+
+
 def asking_function() -> str:
     """The name of the innermost function of this project, tests left out, that is being run."""
     frame = sys._getframe()
     while frame:
-        folder, name = Path(frame.f_code.co_filename).parent, frame.f_code.co_name
-        if folder in (ROOT, ROOT / "nanoverify") and name[0] != "<":  # not <lambda>
+        name = frame.f_code.co_name
+        if of_project(frame.f_code.co_filename) and name[0] != "<":  # not <lambda>
             return name
         frame = frame.f_back
     return "the test"
@@ -178,7 +185,12 @@ class Device(TorchDispatchMode):
                 out = function.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
-        tensors, asked = tensors_in((args, kwargs)), kwargs.get("device")
+        tensors, asked = [], kwargs.get("device")
+
+        def strip(x):
+            tensors.append(x)
+            return x.numbers if isinstance(x, Pretended) else x
+        real_args, real_kwargs = each(strip, args), each(strip, kwargs)
         if function is aten.copy_.default:
             to_device = isinstance(args[0], Pretended)
         elif asked is not None:
@@ -188,10 +200,9 @@ class Device(TorchDispatchMode):
         reason = reason_to_wait(function, args, kwargs, tensors, to_device)
         if reason:
             self.waits[asking_function(), reason] += 1
-        args, kwargs = each(lambda x: x.numbers if isinstance(x, Pretended) else x, (args, kwargs))
         if to_device and asked is not None:
-            kwargs["device"] = torch.device("cpu")
-        out = KERNELS.get(function, function)(*args, **kwargs)
+            real_kwargs["device"] = torch.device("cpu")
+        out = KERNELS.get(function, function)(*real_args, **real_kwargs)
         if not to_device:
             return out
         # what was written in place comes back as itself
