@@ -28,8 +28,6 @@ aten = torch.ops.aten
 COPIES = (aten.copy_.default, aten._to_copy.default)
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default,
             aten._index_put_impl_.default)
-# beside pointwise ones, the operations that take a number from the CPU, a tensor without dimensions
-NUMBERS = (aten.fill_.Tensor, aten.masked_fill.Tensor, aten.masked_fill_.Tensor)
 # the operations used here that autocast computes in low precision on CUDA
 LOWER = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "scaled_dot_product_attention")
 
@@ -105,6 +103,20 @@ def tensors_in(x) -> list:
 
 # ---- what the host waits for, and what is refused ----------------------------------------------
 
+@functools.cache
+def takes_numbers(function) -> bool:
+    """Of the CPU, beside tensors on the device; a number is a tensor without dimensions."""
+    return torch.Tag.pointwise in function.tags or function in (
+        aten.fill_.Tensor, aten.masked_fill.Tensor, aten.masked_fill_.Tensor)
+
+
+@functools.cache
+def asks_for_values(function) -> bool:
+    """Are values, or a size that depends on them, needed on the host?"""
+    depends = torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape
+    return any(tag in function.tags for tag in depends)
+
+
 def reason_to_wait(function, args, kwargs, tensors, to_device: bool) -> str:
     """What the host waits for, "" if it does not. Mixed: CUDA would raise."""
     on_host = [x for x in tensors if not isinstance(x, Pretended)]
@@ -132,13 +144,10 @@ def reason_to_wait(function, args, kwargs, tensors, to_device: bool) -> str:
         # a single number is filled in without counting
         counted = any(x.dtype is torch.bool for x in indices) and not values
         return "boolean index" if counted else ""
-    takes_numbers = torch.Tag.pointwise in function.tags or function in NUMBERS
-    if any(x.dim() or not takes_numbers for x in on_host):
+    if on_host and (any(x.dim() for x in on_host) or not takes_numbers(function)):
         shapes = ", ".join(f"{tuple(x.shape)} on {x.device}" for x in tensors)
         raise Mixed(f"{function}: tensors of shapes {shapes}")
-    # values, or a size that depends on them, are needed on the host
-    depends = torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape
-    if any(tag in function.tags for tag in depends) and kwargs.get("output_size") is None:
+    if asks_for_values(function) and kwargs.get("output_size") is None:
         return str(function).removeprefix("aten.").partition(".")[0]
     return ""
 

@@ -133,7 +133,7 @@ def sft_step(policy, device, *flags):
         signs += sft_update(s)
         after = moved(s.model, s.optimizer)
         restore(after, s.model, s.optimizer)
-    return after | {"signs": torch.tensor(signs)}
+    return after | {"signs": torch.tensor(signs)}  # loss, KL and norm of both steps
 
 
 def rl_setup(policy, device, groups, *flags):
@@ -169,7 +169,7 @@ def rl_step(policy, device, *flags):
         moves = torch.tensor([0.4, 0.0, 0.1, -0.4])[:, None] * s.rollout.mask
         s.rollout.old = log_probs(s.model, s.rollout, s.settings) - moves
         signs = rl_update(s)
-        found |= {f"{name}{number}": torch.tensor(value) for name, value in signs.items()}
+        found[f"signs{number}"] = torch.tensor(list(signs.values()))
         found |= {f"old{number}": s.rollout.old, f"advantages{number}": s.rollout.advantages}
         after = moved(s.model, s.optimizer, s.value_head)
         restore(after, s.model, s.optimizer, s.value_head)
@@ -211,6 +211,14 @@ def test_texts_are_those_of_a_cpu(policy, settings):
     assert ties < 2 and len({len(s.ids) for s in ours}) > 1
 
 
+def assert_same_step(ours, theirs):
+    """Ratios are powers of differences of log-probs, and so are less exact than the weights."""
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        error = 1e-3 if name.startswith("signs") else 1e-4
+        close(ours[name], expected, rtol=error, atol=error, msg=lambda said: f"{name}: {said}")
+
+
 STEPS = [(sft_step, []), (sft_step, ["--kl", "0.1", "--recompute"]), (rl_step, []),
          (rl_step, ["--beta", "0.1", "--recompute"]),
          (rl_step, ["--advantage", "gae", "--plain", "--temperature", "0.7"])]
@@ -222,7 +230,7 @@ def test_optimizer_steps_are_those_of_a_cpu(step, flags, policy, fp32):
     theirs = step(policy, "cpu", *flags)
     with gpu():
         ours = step(policy, GPU, *flags)
-    close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert_same_step(ours, theirs)
 
 
 def test_left_padding(policy):
@@ -397,34 +405,36 @@ def eager(monkeypatch):
 
 
 def long_texts(policy, mixed):
-    """Texts of 30 tokens: the first comes from the prompt, the second from an ordinary step."""
+    """Texts of 30 tokens: one from the prompt, one from a step that is not recorded, 28 others."""
     model = load_model(policy, GPU)
     with torch.autocast("cuda", torch.bfloat16, enabled=mixed):
         rows = generate(model, PROMPTS[:4], 1, 30, set(), Tokenizer.load(policy).vocab_size)
-    return [(sample.ids, sample.logprobs) for row in rows for sample in row]
+    return [sample for row in rows for sample in row]
 
 
-def compared(policy, mixed, monkeypatch, plant=lambda: None):
+def compared(policy, mixed, plant=lambda patch: None):
     """Texts of recorded and of ordinary steps."""
     found = []
-    for prepare in (lambda monkeypatch: None, eager):
-        with monkeypatch.context() as patch, gpu():
-            plant()
+    for prepare in (lambda patch: None, eager):
+        with pytest.MonkeyPatch.context() as patch, gpu():
+            plant(patch)
             prepare(patch)
             found.append(long_texts(policy, mixed))
     return found
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_recorded_steps_are_ordinary_ones(mixed, policy, monkeypatch):
+def test_recorded_steps_are_ordinary_ones(mixed, policy):
     """Bug: a step of decoding depends on what the host remembers, which a CUDA graph does not."""
-    recorded, ordinary = compared(policy, mixed, monkeypatch)
-    assert recorded == ordinary and {len(ids) for ids, _ in recorded} == {30}
+    recorded, ordinary = compared(policy, mixed)
+    for ours, plain in zip(recorded, ordinary, strict=True):
+        assert ours.ids == plain.ids and len(ours.ids) == 30
+        close(torch.tensor(ours.logprobs), torch.tensor(plain.logprobs), rtol=0, atol=1e-4)
 
 
 def test_sampler_and_trainer_agree(policy):
     """Bug: the kernel of packed sequences, or that of cached ones, is told of other tokens."""
-    tokenizer, differences = Tokenizer.load(policy), []
+    tokenizer = Tokenizer.load(policy)
     with gpu():
         model = load_model(policy, GPU)
         with model_file.autocast(GPU):
@@ -442,7 +452,8 @@ def test_sampler_and_trainer_agree(policy):
 
 def test_gradients_of_packed_attention(policy, monkeypatch):
     """Bug: the kernel of packed sequences lets them see each other, or has another gradient."""
-    ids, found = torch.arange(96)[None] % 61, []
+    ids, found, used, real = torch.arange(96)[None] % 61, [], [], model_file.flash_attention
+    replant(monkeypatch, real, lambda *rest: used.append(1) or real(*rest))
     with gpu():
         for flash in (True, False):
             if not flash:
@@ -453,6 +464,7 @@ def test_gradients_of_packed_attention(policy, monkeypatch):
             (hidden * torch.linspace(-1, 1, 32, device=GPU)).sum().backward()
             gradients = [parameter.grad.flatten().cpu() for parameter in model.parameters()]
             found.append((hidden.detach().flatten().cpu(), torch.cat(gradients)))
+    assert len(used) == 2  # layers
     for ours, plain in zip(*found):
         assert (ours - plain).norm() / plain.norm() < 0.02
 
@@ -476,7 +488,7 @@ def test_arguments_of_the_kernel(work, flags, policy, fp32, monkeypatch):
     if work is texts:
         assert [s.ids for s in ours] == [s.ids for s in theirs]
     else:
-        close(ours, theirs, rtol=1e-4, atol=1e-4)
+        assert_same_step(ours, theirs)
 
 
 # ---- how often the host waits for the device ---------------------------------------------------
@@ -801,22 +813,23 @@ def moments_restored_on_the_cpu(plant):
 
 @pretended_only
 @pytest.mark.parametrize("name", FAULTS)
-def test_planted_faults(name, policy, short_looks, monkeypatch):
+def test_planted_faults(name, policy, monkeypatch):
     """Bug: this file sees nothing."""
     function, job, seen = FAULTS[name]
 
-    def plant():
-        function(lambda real, make: replant(monkeypatch, real, make(real)))
+    def plant(patch):
+        function(lambda real, make: replant(patch, real, make(real)))
     expected = AssertionError if seen in (WAITS, TEXTS) else seen
     with pytest.raises(expected, match=f"^{seen}" if expected is AssertionError else None):
         if job == TEXTS:
-            recorded, ordinary = compared(policy, False, monkeypatch, plant)
-            assert recorded == ordinary, TEXTS
-        plant()
-        if job == "resumed":
+            recorded, ordinary = compared(policy, False, plant)
+            assert [s.ids for s in recorded] == [s.ids for s in ordinary], TEXTS
+        elif job == "resumed":
+            plant(monkeypatch)
             with gpu():
                 sft_step(policy, GPU)
         else:
+            plant(monkeypatch)
             check(job, policy)
 
 
@@ -838,6 +851,8 @@ class Toy:
 
 
 class HostCounts(Toy):
+    """Its place in the text is a number of the host."""
+
     def step(self):
         super().step()
         self.written[self.steps] += 0.5
@@ -845,12 +860,16 @@ class HostCounts(Toy):
 
 
 class TensorReplaced(Toy):
+    """The sum is a new tensor each time."""
+
     def step(self):
         self.written.index_copy_(0, self.place, self.sum)
         self.sum = self.sum + 1
 
 
 class HostWaits(Toy):
+    """The place is asked of the device."""
+
     def step(self):
         super().step()
         assert self.place.item() < 40
