@@ -28,8 +28,6 @@ aten = torch.ops.aten
 COPIES = (aten.copy_.default, aten._to_copy.default)
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default,
             aten._index_put_impl_.default)
-# beside pointwise ones, the operations that take a number from the CPU, a tensor without dimensions
-NUMBERS = (aten.fill_.Tensor, aten.masked_fill.Tensor, aten.masked_fill_.Tensor)
 # the operations used here that autocast computes in low precision on CUDA
 LOWER = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "scaled_dot_product_attention")
 
@@ -56,11 +54,13 @@ class Pretended(torch.Tensor):
 
     @staticmethod
     def __new__(cls, numbers):
-        with torch.inference_mode(numbers.is_inference()):  # a view of a parameter is not
-            self = torch.Tensor._make_wrapper_subclass(
-                cls, numbers.size(), strides=numbers.stride(), dtype=numbers.dtype,
-                storage_offset=numbers.storage_offset(), device=torch.device(NAME, 0),
-                requires_grad=numbers.requires_grad)
+        if torch.is_inference_mode_enabled() != numbers.is_inference():  # a view of a parameter
+            with torch.inference_mode(numbers.is_inference()):
+                return cls.__new__(cls, numbers)
+        self = torch.Tensor._make_wrapper_subclass(
+            cls, numbers.size(), strides=numbers.stride(), dtype=numbers.dtype,
+            storage_offset=numbers.storage_offset(), device=torch.device(NAME, 0),
+            requires_grad=numbers.requires_grad)
         self.numbers = numbers
         return self
 
@@ -103,6 +103,20 @@ def tensors_in(x) -> list:
 
 # ---- what the host waits for, and what is refused ----------------------------------------------
 
+@functools.cache
+def takes_numbers(function) -> bool:
+    """Of the CPU, beside tensors on the device; a number is a tensor without dimensions."""
+    return torch.Tag.pointwise in function.tags or function in (
+        aten.fill_.Tensor, aten.masked_fill.Tensor, aten.masked_fill_.Tensor)
+
+
+@functools.cache
+def asks_for_values(function) -> bool:
+    """Are values, or a size that depends on them, needed on the host?"""
+    depends = torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape
+    return any(tag in function.tags for tag in depends)
+
+
 def reason_to_wait(function, args, kwargs, tensors, to_device: bool) -> str:
     """What the host waits for, "" if it does not. Mixed: CUDA would raise."""
     on_host = [x for x in tensors if not isinstance(x, Pretended)]
@@ -130,23 +144,25 @@ def reason_to_wait(function, args, kwargs, tensors, to_device: bool) -> str:
         # a single number is filled in without counting
         counted = any(x.dtype is torch.bool for x in indices) and not values
         return "boolean index" if counted else ""
-    takes_numbers = torch.Tag.pointwise in function.tags or function in NUMBERS
-    if any(x.dim() or not takes_numbers for x in on_host):
+    if on_host and (any(x.dim() for x in on_host) or not takes_numbers(function)):
         shapes = ", ".join(f"{tuple(x.shape)} on {x.device}" for x in tensors)
         raise Mixed(f"{function}: tensors of shapes {shapes}")
-    # values, or a size that depends on them, are needed on the host
-    depends = torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape
-    if any(tag in function.tags for tag in depends) and kwargs.get("output_size") is None:
+    if asks_for_values(function) and kwargs.get("output_size") is None:
         return str(function).removeprefix("aten.").partition(".")[0]
     return ""
+
+
+@functools.cache
+def of_project(file: str) -> bool:
+    return Path(file).parent == ROOT or Path(file).is_relative_to(ROOT / "nanoverify")
 
 
 def asking_function() -> str:
     """The name of the innermost function of this project, tests left out, that is being run."""
     frame = sys._getframe()
     while frame:
-        folder, name = Path(frame.f_code.co_filename).parent, frame.f_code.co_name
-        if folder in (ROOT, ROOT / "nanoverify") and name[0] != "<":  # not <lambda>
+        name = frame.f_code.co_name
+        if of_project(frame.f_code.co_filename) and name[0] != "<":  # not <lambda>
             return name
         frame = frame.f_back
     return "the test"
@@ -178,7 +194,12 @@ class Device(TorchDispatchMode):
                 out = function.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
-        tensors, asked = tensors_in((args, kwargs)), kwargs.get("device")
+        tensors, asked = [], kwargs.get("device")
+
+        def strip(x):
+            tensors.append(x)
+            return x.numbers if isinstance(x, Pretended) else x
+        real_args, real_kwargs = each(strip, args), each(strip, kwargs)
         if function is aten.copy_.default:
             to_device = isinstance(args[0], Pretended)
         elif asked is not None:
@@ -188,10 +209,9 @@ class Device(TorchDispatchMode):
         reason = reason_to_wait(function, args, kwargs, tensors, to_device)
         if reason:
             self.waits[asking_function(), reason] += 1
-        args, kwargs = each(lambda x: x.numbers if isinstance(x, Pretended) else x, (args, kwargs))
         if to_device and asked is not None:
-            kwargs["device"] = torch.device("cpu")
-        out = KERNELS.get(function, function)(*args, **kwargs)
+            real_kwargs["device"] = torch.device("cpu")
+        out = KERNELS.get(function, function)(*real_args, **real_kwargs)
         if not to_device:
             return out
         # what was written in place comes back as itself
@@ -288,10 +308,11 @@ class Graph(TorchDispatchMode):
         return "memory that graphs share"
 
     def replay(self):
-        for function, args, kwargs, out in self.operations:
-            for fixed, new in zip(tensors_in(out), tensors_in(function(*args, **kwargs))):
-                if fixed.numbers.data_ptr() != new.numbers.data_ptr():  # else it was written there
-                    fixed.copy_(new)
+        with torch.autocast("cuda", enabled=False):  # its casts are among the operations
+            for function, args, kwargs, out in self.operations:
+                for fixed, new in zip(tensors_in(out), tensors_in(function(*args, **kwargs))):
+                    if fixed.numbers.data_ptr() != new.numbers.data_ptr():  # else written there
+                        fixed.copy_(new)
 
 
 # ---- the device --------------------------------------------------------------------------------

@@ -8,32 +8,31 @@ import copy
 import json
 import random
 import sys
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import pretended_cuda
 import pytest
 import torch
+from test_ppo import made
+from test_sampler import PROMPTS, save_policy
 
 import build_data
-import pretended_cuda
 import train_rl
 import train_sft
-from nanoverify import evaluate, model as model_file, ppo, rollout, sampler, scoring
-from nanoverify.support import stage
-from nanoverify.tools import ask
+from nanoverify import decoding, evaluate, ppo, sampler, scoring
+from nanoverify import model as model_file
 from nanoverify.checkpoint import load_model, save_model
-from nanoverify.support.files import read_jsonl, write_jsonl
 from nanoverify.rollout import PPO, log_probs, rollout_of
 from nanoverify.sampler import generate
+from nanoverify.support.files import read_jsonl, write_jsonl
 from nanoverify.support.stage import clipped_step, load
 from nanoverify.support.state import restore, training_tensors
 from nanoverify.tokenizer import Tokenizer
+from nanoverify.tools import ask
 from nanoverify.trajectory import RECHECK, parse
 from nanoverify.verifier import VERDICTS, Verification
-from test_ppo import made
-from test_sampler import PROMPTS, save_policy
 
 REAL = torch.cuda.is_available()
 if not (REAL or pretended_cuda.AVAILABLE):
@@ -76,7 +75,7 @@ def fp32(monkeypatch):
                 torch.device(device).type, enabled=False))
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def short_looks(monkeypatch):
     """A few steps of decoding show what many would."""
     monkeypatch.setitem(sampler.CHECK, "cuda", STEPS_OF_A_LOOK)
@@ -102,9 +101,10 @@ def moved(model, optimizer, value_head=None):
 
 
 def careful(optimizer):
-    """Adam divides by the size of a gradient, also where it is nothing but rounding."""
+    """Adam divides by the size of a gradient, also where it is nothing but rounding; and steps so
+    large that responses reach the clipping are decided by rounding, too."""
     for group in optimizer.param_groups:
-        group.update(eps=1e-4, lr=1e-2)
+        group.update(eps=1e-4, lr=1e-3)
     return optimizer
 
 
@@ -135,7 +135,7 @@ def sft_step(policy, device, *flags):
         signs += sft_update(s)
         after = moved(s.model, s.optimizer)
         restore(after, s.model, s.optimizer)
-    return after | {"signs": torch.tensor(signs)}
+    return after | {"signs": torch.tensor(signs)}  # loss, KL and norm of both steps
 
 
 def rl_setup(policy, device, groups, *flags):
@@ -164,12 +164,14 @@ def rl_update(s) -> dict:
 def rl_step(policy, device, *flags):
     """Two steps of stage 2; between them the state is saved and restored."""
     groups = [[made("++"), made("-+++")], [made("--"), made("+--+")]]
-    s = rl_setup(policy, device, groups, "--minibatches", "2", "--micro-tokens", "96", *flags)
+    s = rl_setup(policy, device, groups, "--minibatches", "2", "--micro-tokens", "256", *flags)
     found = {}
     for number in range(2):
-        s.rollout.old = log_probs(s.model, s.rollout, s.settings)
+        # the policy likes some more, and some less, than the sampler did
+        moves = torch.tensor([0.4, 0.0, 0.1, -0.4])[:, None] * s.rollout.mask
+        s.rollout.old = log_probs(s.model, s.rollout, s.settings) - moves
         signs = rl_update(s)
-        found |= {f"{name}{number}": torch.tensor(value) for name, value in signs.items()}
+        found[f"signs{number}"] = torch.tensor(list(signs.values()))
         found |= {f"old{number}": s.rollout.old, f"advantages{number}": s.rollout.advantages}
         after = moved(s.model, s.optimizer, s.value_head)
         restore(after, s.model, s.optimizer, s.value_head)
@@ -178,6 +180,21 @@ def rl_step(policy, device, *flags):
 
 # ---- the same as on a CPU ----------------------------------------------------------------------
 
+def is_tie(policy, number, a, b, temperature=1.0, top_k=0, top_p=1.0) -> bool:
+    """Do two samples part where the random number lies within rounding of the border of both?"""
+    model, vocab_size = load_model(policy), Tokenizer.load(policy).vocab_size
+    prompt, t = PROMPTS[number // 2], next(t for t, (x, y) in enumerate(zip(a, b)) if x != y)
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + a[:t]]))[0, -1:, :vocab_size]
+    log_probs = sampler.keep_top(sampler.scaled_log_probs(logits, temperature or 1), top_k, top_p)
+    low, high = sorted((a[t], b[t]))
+    if not temperature:
+        return log_probs[0, [low, high]].diff().abs() < 1e-5
+    edges = log_probs[0].exp().cumsum(-1)
+    u = sampler.uniform(1, number // 2, 2, 18)[number % 2, t]
+    return max(abs(edges[low] - u), abs(edges[high - 1] - u)) < 1e-5
+
+
 @pytest.mark.parametrize("settings", [{}, {"top_k": 20}, {"top_p": 0.9}, {"temperature": 0}],
                          ids=str)
 def test_texts_are_those_of_a_cpu(policy, settings):
@@ -185,15 +202,28 @@ def test_texts_are_those_of_a_cpu(policy, settings):
     theirs = texts(policy, "cpu", **settings)
     with gpu():
         ours = texts(policy, GPU, **settings)
-    assert [(s.ids, s.finished) for s in ours] == [(s.ids, s.finished) for s in theirs]
-    assert len({len(s.ids) for s in ours}) > 1
-    for mine, other in zip(ours, theirs):
-        close(torch.tensor(mine.logprobs), torch.tensor(other.logprobs), rtol=0, atol=1e-4)
+    ties = 0
+    for number, (mine, other) in enumerate(zip(ours, theirs)):
+        if mine.ids == other.ids:
+            assert mine.finished == other.finished
+            close(torch.tensor(mine.logprobs), torch.tensor(other.logprobs), rtol=0, atol=1e-4)
+        else:
+            assert is_tie(policy, number, mine.ids, other.ids, **settings)
+            ties += 1
+    assert ties < 2 and len({len(s.ids) for s in ours}) > 1
+
+
+def assert_same_step(ours, theirs):
+    """Ratios are powers of differences of log-probs, and so are less exact than the weights."""
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        error = 1e-3 if name.startswith("signs") else 1e-4
+        close(ours[name], expected, rtol=error, atol=error, msg=lambda said: f"{name}: {said}")
 
 
 STEPS = [(sft_step, []), (sft_step, ["--kl", "0.1", "--recompute"]), (rl_step, []),
          (rl_step, ["--beta", "0.1", "--recompute"]),
-         (rl_step, ["--advantage", "gae", "--plain", "--epochs", "2", "--temperature", "0.7"])]
+         (rl_step, ["--advantage", "gae", "--plain", "--temperature", "0.7"])]
 
 
 @pytest.mark.parametrize("step, flags", STEPS, ids=lambda x: getattr(x, "__name__", None) or str(x))
@@ -202,7 +232,7 @@ def test_optimizer_steps_are_those_of_a_cpu(step, flags, policy, fp32):
     theirs = step(policy, "cpu", *flags)
     with gpu():
         ours = step(policy, GPU, *flags)
-    close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert_same_step(ours, theirs)
 
 
 def test_left_padding(policy):
@@ -294,12 +324,14 @@ def test_low_precision():
 # ---- whole scripts -----------------------------------------------------------------------------
 
 @pytest.fixture
-def small(policy, tmp_path, monkeypatch, short_looks):
+def small(policy, tmp_path, monkeypatch):
     """Flags of a small run in an empty folder, where every second response is rewarded."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ppo, "outcome_reward", lambda t: 1.0 if sum(t.ids) % 2 else -1.0)
+    seen = {}  # kept, so that no other gets its id
+    monkeypatch.setattr(ppo, "outcome_reward", lambda t: seen.setdefault(
+        id(t), (1.0 if len(seen) % 2 else -1.0, t))[0])
     monkeypatch.setattr(train_rl, "OFFLINE_ACCURACY", (0, 1))
-    flags = ["--model", policy, "--device", GPU, "--max-new-tokens", "8", "--test-count", "2"]
+    flags = ["--model", policy, "--device", GPU, "--max-new-tokens", "5", "--test-count", "2"]
     with gpu():
         yield flags
 
@@ -359,74 +391,165 @@ def test_evaluation_and_one_question_run(small, capsys):
     assert "(cut by --max-new-tokens)" in capsys.readouterr().out
 
 
+# ---- kernels and graphs that only CUDA has -----------------------------------------------------
+
+def replant(monkeypatch, function, new):
+    """`new` in the place of a function or method, wherever it has been imported."""
+    holders = [*sys.modules.values(), sampler.KVCache, sampler.Batch, decoding.Replay]
+    for holder in holders:
+        if vars(holder).get(function.__name__) is function:
+            monkeypatch.setattr(holder, function.__name__, new)
+
+
+def eager(monkeypatch):
+    """Nothing is recorded."""
+    replant(monkeypatch, decoding.Replay.__call__, lambda self, key, work: work())
+
+
+def long_texts(policy, mixed):
+    """Texts of 30 tokens: one from the prompt, one from a step that is not recorded, 28 others."""
+    model = load_model(policy, GPU)
+    with torch.autocast("cuda", torch.bfloat16, enabled=mixed):
+        rows = generate(model, PROMPTS[:4], 1, 30, set(), Tokenizer.load(policy).vocab_size)
+    return [sample for row in rows for sample in row]
+
+
+def compared(policy, mixed, plant=lambda patch: None):
+    """Texts of recorded and of ordinary steps."""
+    found = []
+    for prepare in (lambda patch: None, eager):
+        with pytest.MonkeyPatch.context() as patch, gpu():
+            plant(patch)
+            prepare(patch)
+            found.append(long_texts(policy, mixed))
+    return found
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_recorded_steps_are_ordinary_ones(mixed, policy):
+    """Bug: a step of decoding depends on what the host remembers, which a CUDA graph does not."""
+    recorded, ordinary = compared(policy, mixed)
+    for ours, plain in zip(recorded, ordinary, strict=True):
+        assert ours.ids == plain.ids and len(ours.ids) == 30
+        close(torch.tensor(ours.logprobs), torch.tensor(plain.logprobs), rtol=0, atol=1e-4)
+
+
+def test_sampler_and_trainer_agree(policy):
+    """Bug: the kernel of packed sequences, or that of cached ones, is told of other tokens."""
+    tokenizer = Tokenizer.load(policy)
+    with gpu():
+        model = load_model(policy, GPU)
+        with model_file.autocast(GPU):
+            rows = generate(model, PROMPTS, 2, 18, STOPS, tokenizer.vocab_size, batch_size=6)
+            pairs = [(prompt, sample.ids) for prompt, row in zip(PROMPTS, rows) for sample in row]
+            packed = scoring.join(pairs, [[1] * len(ids) for _, ids in pairs], GPU)
+            with torch.no_grad():
+                hidden = model.hidden(packed.ids, lengths=packed.lengths)[0, packed.places]
+        found = scoring.token_log_probs(hidden, model.lm_head.weight, packed.targets,
+                                        tokenizer.vocab_size).tolist()
+    written = [number for row in rows for sample in row for number in sample.logprobs]
+    differences = [abs(a - b) for a, b in zip(found, written, strict=True)]
+    assert 0 < sum(differences) / len(differences) < 0.03
+
+
+def test_gradients_of_packed_attention(policy, monkeypatch):
+    """Bug: the kernel of packed sequences lets them see each other, or has another gradient."""
+    ids, found, used, real = torch.arange(96)[None] % 61, [], [], model_file.flash_attention
+    replant(monkeypatch, real, lambda *rest: used.append(1) or real(*rest))
+    with gpu():
+        for flash in (True, False):
+            if not flash:
+                replant(monkeypatch, model_file.has_flash, lambda x: False)
+            model = load_model(policy, GPU)
+            with model_file.autocast(GPU):
+                hidden = model.hidden(ids.to(GPU), lengths=[32, 48, 16])
+            (hidden * torch.linspace(-1, 1, 32, device=GPU)).sum().backward()
+            gradients = [parameter.grad.flatten().cpu() for parameter in model.parameters()]
+            found.append((hidden.detach().flatten().cpu(), torch.cat(gradients)))
+    assert len(used) == 2  # layers
+    for ours, plain in zip(*found):
+        assert (ours - plain).norm() / plain.norm() < 0.02
+
+
+pretended_only = pytest.mark.skipif(REAL, reason="seen on a pretended GPU alone")
+
+
+@pretended_only
+@pytest.mark.parametrize("work, flags", [
+    (texts, []), (sft_step, ["--kl", "0.1"]), (rl_step, ["--advantage", "gae", "--recompute"])],
+    ids=["texts", "sft", "rl"])
+def test_arguments_of_the_kernel(work, flags, policy, fp32, monkeypatch):
+    """Bug: the kernel for half precision is told of other sequences or tokens than it should."""
+    theirs = work(policy, "cpu", *flags)
+    used, real = [], model_file.flash_attention
+    replant(monkeypatch, model_file.has_flash, lambda x: x.device.type == "cuda")
+    replant(monkeypatch, real, lambda *rest: used.append(1) or real(*rest))
+    with gpu():
+        ours = work(policy, GPU, *flags)
+    assert used
+    if work is texts:
+        assert [s.ids for s in ours] == [s.ids for s in theirs]
+    else:
+        assert_same_step(ours, theirs)
+
+
 # ---- how often the host waits for the device ---------------------------------------------------
 # Each wait of the host is time in which the device runs dry. What follows is counted on a pretended
-# GPU. The bounds are what the code needs today, not what it must need.
+# GPU. The bounds are what the code needs today, not what it must need: {function: waits}.
 
-pretended_only = pytest.mark.skipif(REAL, reason="counted, and planted, on a pretended GPU alone")
-
-# {function: waits}
-LOOK = {"fill": 2}  # which rows have ended: `nonzero`, and its copy
-PART = {"join": 3,  # three tensors from lists
-        "backward": 1}  # the gradient of a boolean index
-SFT = {**PART, "masked_loss": 2,  # boolean indices: states and targets
-       "work": 1}  # the loss, for the log
-SFT_KL = {**SFT, "work": 3}  # and the KL, and a boolean index of the base's states
-RL = {**PART, "forward": 2,  # boolean indices: states and targets
-      "work": 2,  # old log-probs and advantages to the device
-      "ppo_loss": 6}  # vital signs
-RL_KL = {**RL, "join": 6, "forward": 4,  # and a pass of the reference,
-         "work": 3}  # whose log-probs come back
-RL_GAE = {**RL, "join": 6, "forward": 4,  # and a pass for the values
-          "action_states": 2, "work": 6}  # list indices; values to and fro, the value loss
+GENERATE = {"__init__": 1,  # which ids are stops
+            "prefill": 2,  # ids and lengths
+            "admit": 1,  # random numbers
+            "fill_in": 3}  # which rows have ended; their ids and log-probs
+LOOK = {"retire": 2}  # which rows have ended: `nonzero`, and its copy
+STEP = {"read": 1,  # the signs of all micro-batches
+        "clipped_step": 1}  # the norm, since a step that is not finite is never taken
+SCORE = {"work": 1}  # log-probs, or values, come back
 
 
-def decoding(policy, looks):
+def decoding_job(policy, looks):
     model = load_model(policy, GPU)
-    generate(model, PROMPTS[:2], 1, 1 + looks * STEPS_OF_A_LOOK, set(), 266)
+    return lambda: generate(model, PROMPTS[:2], 1, 1 + (looks - 1) * STEPS_OF_A_LOOK, set(), 260)
 
 
-def sft(policy, parts, *flags):
+def sft_job(policy, parts, *flags):
     """Stage 1's step with so many micro-batches."""
     rows = [(PROMPTS[0], PROMPTS[2], [1] * 4, i) for i in range(parts)]
-    sft_update(sft_setup(policy, GPU, rows, *flags))
+    s = sft_setup(policy, GPU, rows, *flags)
+    return lambda: sft_update(s)
 
 
-def rl(policy, parts, *flags):
+def rl_job(policy, parts, *flags):
     """Stage 2's step with so many micro-batches."""
     groups = [[made("++"), made("--")]] * (parts // 2)
-    rl_update(rl_setup(policy, GPU, groups, "--minibatches", "1", "--micro-tokens", "1", *flags))
+    s = rl_setup(policy, GPU, groups, "--minibatches", "1", "--micro-tokens", "1", *flags)
+    return lambda: rl_update(s)
 
 
-def assert_waits(bound: dict, job, policy, *flags):
-    """More of what `job` does, 2 or 4 of it, takes no more than these waits each."""
-    counts = []
-    for number in (2, 4):
-        with pretended_cuda.pretended_cuda() as device:
-            job(policy, number, *flags)
-        counts.append(Counter(device.by_function()))
-    more = {function: times / 2 for function, times in (counts[1] - counts[0]).items()}
-    too_many = {name: times for name, times in more.items() if times > bound.get(name, 0)}
-    assert not too_many, f"waits {more}, bound {bound}"
+# what is done, with how many looks or micro-batches; waits in all, and for each of these
+JOBS = {"decoding": (decoding_job, [], GENERATE, LOOK),
+        "sft": (sft_job, [], STEP, {}), "sft --kl": (sft_job, ["--kl", "0.1"], STEP, {}),
+        "rl": (rl_job, [], STEP, {}), "rl --beta": (rl_job, ["--beta", "0.1"], STEP, SCORE),
+        "rl gae": (rl_job, ["--advantage", "gae"], STEP, SCORE)}
 
 
-JOBS = {"decoding": (LOOK, decoding), "sft": (SFT, sft), "sft --kl": (SFT_KL, sft, "--kl", "0.1"),
-        "rl": (RL, rl), "rl --beta": (RL_KL, rl, "--beta", "0.1"),
-        "rl gae": (RL_GAE, rl, "--advantage", "gae")}
-
-
-def check(name, policy):
-    if name == "resumed":
-        with pretended_cuda.pretended_cuda():
-            return sft_step(policy, GPU)
-    bound, job, *flags = JOBS[name]
-    assert_waits(bound, job, policy, *flags)
+def check(name, policy, number=4):
+    """Do it, with so many looks or micro-batches, and compare how often the host waited."""
+    job, flags, once, each = JOBS[name]
+    with pretended_cuda.pretended_cuda() as device:
+        work = job(policy, number, *flags)
+        device.waits.clear()
+        work()
+        found = device.by_function()
+    too_many = {function: times for function, times in found.items()
+                if times > once.get(function, 0) + number * each.get(function, 0)}
+    assert not too_many, f"waits: {found}"
 
 
 @pretended_only
 @pytest.mark.parametrize("name", JOBS)
-def test_waits(name, policy, short_looks):
-    """Bug: the host waits in each step of decoding, or more often in a micro-batch than it did."""
+def test_waits(name, policy):
+    """Bug: the host waits in a step of decoding, or in a micro-batch, or more often than it did."""
     check(name, policy)
 
 
@@ -435,69 +558,70 @@ def test_waits(name, policy, short_looks):
 # puts make(f) in the place of f, wherever it has been imported.
 
 FAULTS = {}
+MIXED, CAPTURE = pretended_cuda.Mixed, pretended_cuda.NotCapturable
+WAITS, TEXTS = "waits", "texts"
 
 
-def fault(job, waits=False):
-    """What shows it: the job fails, since tensors of two devices meet, or `waits` too often."""
+def fault(job, seen):
+    """What shows it: an error in this job, more `waits` than there should be, or other texts."""
     def note(function):
-        FAULTS[function.__name__] = function, job, waits
+        FAULTS[function.__name__] = function, job, seen
         return function
     return note
 
 
-@fault("decoding")
+@fault("decoding", MIXED)
 def angles_of_frequencies_on_the_cpu(plant):
     """It fails at the first token."""
     plant(model_file.angles, lambda real: lambda positions, frequencies: real(
         positions, frequencies.cpu()))
 
 
-@fault("decoding", waits=True)
+@fault("decoding", MIXED)
 def fused_frequencies_on_the_cpu(plant):
-    """Right, but each step of decoding copies them and waits."""
+    """It fails at the second token."""
     def make(real):
-        def fuse(model):
-            fused = real(model)
+        def fuse(*args):
+            fused = real(*args)
             return replace(fused, frequencies=fused.frequencies.cpu())
         return fuse
-    plant(sampler.fuse, make)
+    plant(decoding.fuse, make)
 
 
-@fault("decoding")
+@fault("decoding", MIXED)
 def a_cache_on_the_cpu(plant):
     """It fails when the first prompt is read."""
-    plant(sampler.KVCache, lambda real: lambda config, rows, device, dtype: real(
-        config, rows, "cpu", dtype))
+    plant(sampler.KVCache, lambda real: lambda config, rows, device, *rest: real(
+        config, rows, "cpu", *rest))
 
 
-@fault("decoding")
+@fault("decoding", MIXED)
 def a_mask_on_the_cpu(plant):
-    """It fails: ids that do not exist are masked in each step."""
+    """It fails at the second token, where weights are fp32."""
     def make(real):
-        def scaled(logits, vocab_size, temperature):
-            beyond = torch.arange(logits.shape[-1]) >= vocab_size
-            masked = logits.masked_fill(beyond, float("-inf"))
-            return real(masked, logits.shape[-1], temperature)
-        return scaled
-    plant(sampler.scaled_log_probs, make)
+        def mask(self, *args):
+            found = real(self, *args)
+            return found if found is None else found.cpu()
+        return mask
+    plant(sampler.KVCache.mask, make)
 
 
-@fault("decoding")
+@fault("decoding", MIXED)
 def tokens_drawn_on_the_cpu(plant):
-    """It fails where they are noted, or fed."""
+    """It fails where they are looked up."""
     plant(sampler.draw, lambda real: lambda log_probs, u: real(log_probs.cpu(), u.cpu()))
 
 
-@fault("decoding")
+@fault("decoding", MIXED)
 def a_generator_on_the_cpu(plant):
     """It fails: numbers on the device need a generator there."""
     plant(sampler.uniform, lambda real: lambda seed, prompt, samples, tokens: torch.rand(
         samples, tokens, device=GPU, generator=torch.Generator().manual_seed(seed)))
 
 
-@fault("decoding", waits=True)
+@fault("decoding", CAPTURE)
 def a_check_in_each_step(plant):
-    """Right, and slow: the device runs dry at each token."""
+    """The graph cannot be recorded. Without graphs: right, and slow."""
     def make(real):
         def draw(log_probs, u):
             assert (log_probs.exp().sum(-1) > 0.9).all()
@@ -506,20 +630,20 @@ def a_check_in_each_step(plant):
     plant(sampler.draw, make)
 
 
-@fault("decoding", waits=True)
+@fault("decoding", CAPTURE)
 def a_length_asked_of_the_device(plant):
-    """Right, and slow: the host waits in each step for a number that it could count itself."""
+    """The graph cannot be recorded. Without graphs: right, and slow."""
     def make(real):
         def decode(fused, ids, cache):
-            cache.window = cache.lengths.max().item()
+            cache.longest = cache.lengths.max().item()
             return real(fused, ids, cache)
         return decode
-    plant(sampler.decode, make)
+    plant(decoding.decode, make)
 
 
-@fault("decoding", waits=True)
+@fault("decoding", CAPTURE)
 def an_index_on_the_cpu_in_each_step(plant):
-    """Right, and slow: it is copied to the device in each step."""
+    """The graph cannot be recorded. Without graphs: right, but copied in each step."""
     def make(real):
         def draw(log_probs, u):
             return real(log_probs[torch.arange(len(log_probs))], u)
@@ -527,32 +651,94 @@ def an_index_on_the_cpu_in_each_step(plant):
     plant(sampler.draw, make)
 
 
-@fault("sft")
+@fault("decoding", WAITS)
+def a_look_at_each_row(plant):
+    """Right, and slow: with 256 rows the host waits 256 times for what it could ask once."""
+    def make(real):
+        def retire(self):
+            any(bool(ended) for ended in self.ended[: len(self.active)])
+            return real(self)
+        return retire
+    plant(sampler.Batch.retire, make)
+
+
+@fault(TEXTS, TEXTS)
+def lengths_replaced(plant):
+    """Nonsense: the graph goes on writing over the same slot."""
+    def make(real):
+        def advance(self):
+            self.lengths = self.lengths.clone()
+            real(self)
+        return advance
+    plant(sampler.KVCache.advance, make)
+
+
+@fault(TEXTS, TEXTS)
+def a_count_of_the_host(plant):
+    """Each token gets the random number of the step that was recorded."""
+    def make(real):
+        steps = []
+
+        def next_token(logits, temperature, top_k, top_p, u):
+            steps.append(1)
+            return real(logits, temperature, top_k, top_p, (u + 0.1 * len(steps)) % 1)
+        return next_token
+    plant(sampler.next_token, make)
+
+
+@fault(TEXTS, IndexError)
+def a_cache_that_grows(plant):
+    """The graph writes beyond the memory it was recorded with."""
+    plant(sampler.KVCache, lambda real: lambda config, rows, device, dtype, slots=0: real(
+        config, rows, device, dtype))
+
+
+@fault("sft", MIXED)
 def targets_on_the_cpu(plant):
     """It fails at the first micro-batch."""
     def make(real):
-        def join(rows, masks, device):
-            ids, targets, *rest = real(rows, masks, device)
-            return ids, targets.cpu(), *rest
+        def join(*args):
+            packed = real(*args)
+            return replace(packed, targets=packed.targets.cpu())
         return join
     plant(scoring.join, make)
 
 
-@fault("sft --kl")
+@fault("sft", WAITS)
+def places_on_the_cpu(plant):
+    """Right, but copied and waited for in each micro-batch."""
+    def make(real):
+        def join(rows, masks, device):
+            return replace(real(rows, masks, device), places=real(rows, masks, "cpu").places)
+        return join
+    plant(scoring.join, make)
+
+
+@fault("sft", WAITS)
+def blocking_copies(plant):
+    """Right, and slow: the host waits until each micro-batch is there."""
+    plant(scoring.to_device, lambda real: lambda numbers, device: torch.tensor(numbers).to(device))
+
+
+@fault("sft", MIXED)
+def starts_of_sequences_on_the_cpu(plant):
+    """It fails in the first layer."""
+    plant(model_file.starts_of, lambda real: lambda lengths, device: real(lengths, "cpu"))
+
+
+@fault("sft --kl", MIXED)
 def states_of_the_base_on_the_cpu(plant):
     """It fails at the first micro-batch."""
-    def make(real):
-        return lambda hidden, weight, base_hidden, *rest: real(
-            hidden, weight, base_hidden.cpu(), *rest)
-    plant(scoring.kl_divergence, make)
+    plant(scoring.kl_divergence, lambda real: lambda hidden, weight, base_hidden, *rest: real(
+        hidden, weight, base_hidden.cpu(), *rest))
 
 
-@fault("sft")
+@fault("sft", MIXED)
 def one_weight_on_the_cpu(plant):
     """It fails at the first forward pass."""
     def make(real):
-        def loaded(folder, device="cpu"):
-            model = real(folder, device)
+        def loaded(*args):
+            model = real(*args)
             norm = model.model["norm"]
             norm.weight = torch.nn.Parameter(norm.weight.detach().cpu())
             return model
@@ -560,31 +746,27 @@ def one_weight_on_the_cpu(plant):
     plant(load_model, make)
 
 
-@fault("sft", waits=True)
+@fault("sft", WAITS)
 def a_loss_read_on_the_way(plant):
     """Right, and slow: the host waits before it asks for the gradient."""
     def make(real):
-        def token_log_probs(hidden, *rest):
-            found = real(hidden, *rest)
+        def token_log_probs(*args):
+            found = real(*args)
             assert found.mean().item() <= 0
             return found
         return token_log_probs
     plant(scoring.token_log_probs, make)
 
 
-@fault("rl", waits=True)
-def a_sign_more(plant):
-    """Right, and slow: one more number is fetched in each micro-batch."""
-    def make(real):
-        def ppo_loss(new, old, *rest):
-            loss, signs = real(new, old, *rest)
-            return loss, {**signs, "largest": (new - old).abs().max().item()}
-        return ppo_loss
-    plant(ppo.ppo_loss, make)
+@fault("rl", WAITS)
+def signs_read_one_by_one(plant):
+    """Right, and slow: the host waits for each of six numbers of each micro-batch."""
+    plant(scoring.read, lambda real: lambda rows: [
+        {name: sign.item() for name, sign in row.items()} for row in rows])
 
 
-@fault("rl", waits=True)
-def a_boolean_index_more(plant):
+@fault("rl", WAITS)
+def a_boolean_index(plant):
     """Right, and slow: how many are selected is asked of the device."""
     def make(real):
         def token_log_probs(hidden, weight, ids, *rest):
@@ -594,38 +776,37 @@ def a_boolean_index_more(plant):
     plant(scoring.token_log_probs, make)
 
 
-@fault("rl --beta")
+@fault("rl --beta", MIXED)
 def log_probs_left_on_the_device(plant):
     """It fails: the rollout's numbers are on the CPU."""
     plant(log_probs, lambda real: lambda *args: real(*args).to(GPU))
 
 
-@fault("rl gae")
+@fault("rl gae", MIXED)
 def a_value_head_on_the_cpu(plant):
     """It fails at the first state."""
     def make(real):
-        def learner(model, args):
-            value_head, optimizer = real(model, args)
+        def learner(*args):
+            value_head, optimizer = real(*args)
             value_head.weight = torch.nn.Parameter(value_head.weight.detach().cpu())
             return value_head, optimizer
         return learner
     plant(train_rl.learner, make)
 
 
-@fault("rl gae")
+@fault("rl gae", MIXED)
 def returns_on_the_cpu(plant):
     """It fails: the value loss compares them with values on the device."""
-    def make(real):
-        return lambda new, old, returns, clip: real(new, old, returns.cpu(), clip)
-    plant(ppo.value_loss, make)
+    plant(ppo.value_loss, lambda real: lambda new, old, returns, clip: real(
+        new, old, returns.cpu(), clip))
 
 
-@fault("resumed")
+@fault("resumed", MIXED)
 def moments_restored_on_the_cpu(plant):
     """A run that goes on fails at its first step."""
     def make(real):
-        def restore(tensors, model, optimizer, value_head=None):
-            real(tensors, model, optimizer, value_head)
+        def restore(tensors, model, optimizer, *rest):
+            real(tensors, model, optimizer, *rest)
             for moments in optimizer.state.values():
                 moments.update({name: moment.cpu() for name, moment in moments.items()})
         return restore
@@ -634,19 +815,24 @@ def moments_restored_on_the_cpu(plant):
 
 @pretended_only
 @pytest.mark.parametrize("name", FAULTS)
-def test_planted_faults(name, policy, short_looks, monkeypatch):
+def test_planted_faults(name, policy, monkeypatch):
     """Bug: this file sees nothing."""
-    def plant(function, make):
-        new = make(function)
-        for module in list(sys.modules.values()):
-            if vars(module).get(function.__name__) is function:
-                monkeypatch.setattr(module, function.__name__, new)
+    function, job, seen = FAULTS[name]
 
-    function, job, waits = FAULTS[name]
-    function(plant)
-    with pytest.raises(AssertionError if waits else pretended_cuda.Mixed,
-                       match="^waits" if waits else None):
-        check(job, policy)
+    def plant(patch):
+        function(lambda real, make: replant(patch, real, make(real)))
+    expected = AssertionError if seen in (WAITS, TEXTS) else seen
+    with pytest.raises(expected, match=f"^{seen}" if expected is AssertionError else None):
+        if job == TEXTS:
+            recorded, ordinary = compared(policy, False, plant)
+            assert [s.ids for s in recorded] == [s.ids for s in ordinary], TEXTS
+        elif job == "resumed":
+            plant(monkeypatch)
+            with gpu():
+                sft_step(policy, GPU)
+        else:
+            plant(monkeypatch)
+            check(job, policy)
 
 
 # ---- record and replay: what a CUDA graph would do ---------------------------------------------
@@ -667,6 +853,8 @@ class Toy:
 
 
 class HostCounts(Toy):
+    """Its place in the text is a number of the host."""
+
     def step(self):
         super().step()
         self.written[self.steps] += 0.5
@@ -674,12 +862,16 @@ class HostCounts(Toy):
 
 
 class TensorReplaced(Toy):
+    """The sum is a new tensor each time."""
+
     def step(self):
         self.written.index_copy_(0, self.place, self.sum)
         self.sum = self.sum + 1
 
 
 class HostWaits(Toy):
+    """The place is asked of the device."""
+
     def step(self):
         super().step()
         assert self.place.item() < 40
