@@ -13,7 +13,7 @@ import sys
 import torch
 
 from nanoverify.files import InputError, run
-from nanoverify.model import autocast
+from nanoverify.kernels import autocast
 from nanoverify.problems import SOLVE_PROMPT, Problem
 from nanoverify.decoding import decode, fuse
 from nanoverify.sampler import next_token, prefill, uniform

@@ -5,7 +5,7 @@
 
     decode   Qwen2.5-0.5B, 256 rows: prompts of 256 tokens, 512 new ones in each; then single steps at 768 tokens.
              Peer: transformers' generate in bf16, 128 new tokens. Of the limit: the bytes that must be read (layers
-             in bf16, lm_head in fp32, keys and values so far) at the card's measured bandwidth, over the time taken
+             and lm_head in bf16, keys and values so far) at the card's measured bandwidth, over the time taken
     sft      Qwen2.5-0.5B, an optimizer step on 16 sequences of 1,024 tokens, of which 896 are learned. Of the limit:
              the operations of forward and backward at the card's measured rate of bf16 products, over the time taken
     rl       SmolLM2-135M, a step of train_rl.py on 32 questions x 8 responses of up to 256 tokens, 4 optimizer steps
@@ -26,7 +26,8 @@ from nanoverify import cost
 from nanoverify.bench import decoding_work, installed, machine, training_operations
 from nanoverify.cost import now
 from nanoverify.files import InputError, run
-from nanoverify.model import Config, Transformer, autocast
+from nanoverify.kernels import autocast, compiles, head_dtype
+from nanoverify.model import Config, Transformer
 from nanoverify.puzzles import make_puzzles
 from nanoverify.sampler import Batch, Sample, Sampling, generate
 from nanoverify.stage import POLICY, clipped_step
@@ -85,11 +86,13 @@ def decode(args, limits):
     seconds = sample(NEW)
     computed = cost.estimate(model.config, ROWS, PROMPT + NEW)["peak"] / 1e9
     show("decode", f"memory held {held(args.device):.2f} GB, computed {computed:.2f}")
-    needed = decoding_work(model.config, [PROMPT] * ROWS, [[NEW]] * ROWS, ROWS, 2)[0] / limits[0]
+    with autocast(args.device):
+        head_size = head_dtype(model.lm_head.weight).itemsize
+    needed = decoding_work(model.config, [PROMPT] * ROWS, [[NEW]] * ROWS, ROWS, 2, head_size)[0] / limits[0]
     show("decode", f"{ROWS * NEW / seconds:,.0f} tokens/s, {seconds:.2f} s with reading the prompts and recording; "
                    f"{100 * needed / seconds:.0f}% of the limit")
     step = steps(model, args.device)
-    layers, head, cached = step_bytes(model.config, PROMPT + NEW)
+    layers, head, cached = step_bytes(model, PROMPT + NEW)
     show("decode", f"{1000 * step:.2f} ms a step of {ROWS} rows at {PROMPT + NEW} tokens: "
                    f"{100 * (layers + head + cached) / limits[0] / step:.0f}% of the limit")
     if args.peer:
@@ -98,13 +101,14 @@ def decode(args, limits):
                        f"ours {ROWS * PEER_NEW / sample(PEER_NEW) / peer:.1f} times as fast at as many")
 
 
-def step_bytes(config, length: int) -> tuple[int, int, int]:
-    """Bytes that a step must read: layers in bf16, lm_head in fp32, keys and values of `length` tokens in each row."""
-    cached = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * ROWS * length
-    head = 4 * config.vocab_size * config.hidden_size
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in Transformer(config).parameters())
-    return 2 * (parameters - head // 4), head, cached
+def step_bytes(model, length: int) -> tuple[int, int, int]:
+    """Bytes that a step must read: layers in bf16, lm_head as it is read, keys and values of `length` tokens in each row."""
+    c, head = model.config, model.lm_head.weight
+    cached = 2 * 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * ROWS * length
+    with autocast(head.device):
+        size = head_dtype(head).itemsize
+    layers = sum(p.numel() for p in model.model["layers"].parameters())
+    return 2 * layers, size * head.numel(), cached
 
 
 @torch.inference_mode()
@@ -173,6 +177,8 @@ def rl(args, limits):
         rollout = train_rl.sample(model, tokenizer, problems, number, flags)
         sampled = now(args.device)
         train_rl.weigh(rollout, train_rl.Rules(), random.Random(number))
+        # random weights answer nothing right, so nothing would be learned
+        rollout.advantages = rollout.mask * torch.randn(rollout.mask.shape)
         train_rl.update(model, None, optimizer, rollout, settings, random.Random(number), "rl")
         ended = now(args.device)
     show("rl", f"{ended - began:.2f} s a step: rollout {sampled - began:.2f}, update {ended - sampled:.2f}; "
@@ -211,7 +217,8 @@ def main(argv=None):
     show("card", f"{torch.cuda.get_device_name(args.device)}, torch {torch.__version__}")
     args.peer = installed("transformers", "test")
     limits = machine(args.device)
-    show("card", f"memory {limits[0] / 1e12:.2f} TB/s, matrix products {limits[1] / 1e12:.0f} TFLOP/s")
+    show("card", f"memory {limits[0] / 1e12:.2f} TB/s, matrix products {limits[1] / 1e12:.0f} TFLOP/s"
+                 + ("" if compiles() else "; no Triton or no C compiler: nothing is compiled"))
     for part in args.parts:
         torch.cuda.empty_cache()
         held(args.device)

@@ -13,7 +13,7 @@ import json
 from dataclasses import replace
 
 from nanoverify.files import run, write_jsonl
-from nanoverify.model import autocast
+from nanoverify.kernels import autocast
 from nanoverify.problems import SOLVE_PROMPT, Problem, read_problems
 from nanoverify.puzzles import FAMILIES, HELD_OUT, TRAINED, make_puzzles
 from nanoverify.sampler import generate

@@ -28,7 +28,8 @@ from tqdm import tqdm
 
 from nanoverify.evaluate import respond
 from nanoverify.files import InputError, output_folder, run, write_json
-from nanoverify.model import Config, Transformer, autocast
+from nanoverify.kernels import autocast
+from nanoverify.model import Config, Transformer
 from nanoverify.parallel import workers
 from nanoverify.problems import SOLVE_PROMPT
 from nanoverify.puzzles import FAMILIES, LEVELS, NAMES, UNKNOWN, add, compare, expression, minus, puzzle, steps_of, times

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from nanoverify.model import autocast
+from nanoverify.kernels import autocast
 from nanoverify.parallel import in_parallel, workers
 from nanoverify.ppo import Rows
 from nanoverify.problems import SOLVE_PROMPT

@@ -124,7 +124,7 @@ def print_memory(args, frozen: int = 0):
     """
     config, training = load_config(args.model), hasattr(args, "micro_tokens")
     estimate = lambda tokens: cost.estimate(config, args.batch_size, args.max_new_tokens + 256, tokens,
-                                            training and args.recompute, frozen)
+                                            training and args.recompute, frozen, torch.device(args.device).type)
     if training and args.micro_tokens is None:
         memory = 0.9 * cost.device_memory(args.device)
         args.micro_tokens = next((tokens for tokens in cost.MICRO_TOKENS if estimate(tokens)["peak"] <= memory),

@@ -8,7 +8,7 @@ The model sees the question and the answer only, never the solution. It is asked
 from dataclasses import dataclass
 
 from nanoverify.answers import verdict
-from nanoverify.model import autocast
+from nanoverify.kernels import autocast
 from nanoverify.sampler import generate
 
 VERDICTS = {True: "Therefore, the answer is correct.", False: "Therefore, the answer is incorrect."}

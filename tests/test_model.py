@@ -6,7 +6,7 @@ import transformers
 
 from nanoverify.checkpoint import load_config, load_model
 from nanoverify.files import InputError, read_json, write_json
-from nanoverify.model import chunked_attention
+from nanoverify.kernels import chunked_attention
 from nanoverify.sampler import generate
 
 torch.set_num_threads(1)

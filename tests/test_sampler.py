@@ -311,6 +311,21 @@ def test_draw_follows_the_probabilities():
     assert ((share - probs).abs() <= 4.5 * (probs * (1 - probs) / 40_000).sqrt()).all() and share[4] == 0
 
 
+@pytest.mark.parametrize("V", [8193, 9216, 50_000])
+def test_draw_from_a_large_vocabulary(V):
+    """Bug: an id of another block, the mass before it counted twice or not, or an id without mass."""
+    probs = torch.rand(2000, V, generator=torch.Generator().manual_seed(0)) ** 40
+    probs[:, V // 3: V // 2] = 0
+    u = torch.linspace(0, 1, 2000)
+    found = draw((probs / probs.sum(-1, keepdim=True)).log(), u)
+    cumulative = probs.double().cumsum(-1)
+    total, after = cumulative[:, -1], cumulative.gather(-1, found[:, None])[:, 0]
+    mass = probs.gather(-1, found[:, None])[:, 0]
+    assert (mass > 0).all()
+    # u lies in the part of the line that belongs to the id
+    assert (after / total >= u - 1e-5).all() and ((after - mass) / total <= u + 1e-5).all()
+
+
 @pytest.mark.parametrize("top_k", [0, 1, 5, 60, 1000])
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.5, 1e-6])
 def test_keep_top(top_k, top_p):
