@@ -3,6 +3,7 @@
 All of it can be left out: model.py and scoring.py then compute the same numbers, up to rounding.
 Letters as in model.py.
 """
+import contextlib
 import functools
 import importlib.util
 import os
@@ -11,6 +12,9 @@ import shutil
 import torch
 import torch.nn.functional as F
 
+
+# cuBLAS adds up in the same order each time only if its memory is set beforehand
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 # ---- precision -------------------------------------------------------------------------------------------------------
 
@@ -61,6 +65,17 @@ def few_kernels(function):
     def choose(*args):
         return compiled()(*args) if args[0].is_cuda and compiles() else function(*args)
     return choose
+
+
+@contextlib.contextmanager
+def repeatable():
+    """Kernels that add up in the same order each time, so that the same work gives the same bits on CUDA."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 # ---- attention -------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from nanoverify.kernels import autocast, few_kernels, head_dtype, product
+from nanoverify.kernels import autocast, few_kernels, head_dtype, product, repeatable
 from nanoverify.parallel import in_parallel, workers
 from nanoverify.sampler import scaled_log_probs
 
@@ -88,7 +88,8 @@ def backward(model, sizes: list[int], budget: int, work, parameters: list) -> li
         results = []
         for part in parts:
             loss, signs = work(part)
-            loss.backward()
+            with repeatable():
+                loss.backward()
             results.append(signs)
         return read(results)
 
