@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from nanoverify.checkpoint import checkpoint_files, load_model, save_model
 from nanoverify.evaluate import evaluate, metrics, report, table
-from nanoverify.model import autocast
 from nanoverify.scoring import Packed, backward, join, kl_divergence, room, token_log_probs
 from nanoverify.support.files import (
     InputError,
@@ -25,6 +24,7 @@ from nanoverify.support.files import (
     write_json,
     write_jsonl,
 )
+from nanoverify.support.kernels import autocast
 from nanoverify.support.stage import (
     add_model_flags,
     add_output_flags,

@@ -15,11 +15,11 @@ import itertools
 import json
 from dataclasses import replace
 
-from nanoverify.model import autocast
 from nanoverify.problems import SOLVE_PROMPT, Problem, read_problems
 from nanoverify.puzzles import FAMILIES, HELD_OUT, TRAINED, make_puzzles
 from nanoverify.sampler import generate
 from nanoverify.support.files import run, write_jsonl
+from nanoverify.support.kernels import autocast
 from nanoverify.trajectory import Trajectory, as_row, parse, well_formed
 from nanoverify.verifier import agreement
 

@@ -14,6 +14,14 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from nanoverify.support.kernels import (
+    chunked_attention,
+    few_kernels,
+    flash_attention,
+    has_flash,
+    low_dtype,
+)
+
 # architectures[0] in config.json -> what that layout does beyond Llama
 SUPPORTED = {
     "LlamaForCausalLM": {},
@@ -95,13 +103,6 @@ def has_window(raw: dict, architecture: str, window) -> bool:
     return "sliding_attention" in kinds if kinds else first < raw.get("num_hidden_layers", math.inf)
 
 
-def autocast(device):
-    """bf16 where the processor computes it faster than fp32."""
-    kind = torch.device(device).type
-    fast = kind == "cuda" or kind == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.autocast(kind, torch.bfloat16, enabled=fast)
-
-
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight, computed in fp32. Zhang and Sennrich 2019."""
 
@@ -110,14 +111,14 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
-    def forward(self, x):
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+    def forward(self, x, dtype=None):
+        """The result is in `dtype` (None: that of x)."""
+        return normalise(x, self.weight, self.eps, dtype or x.dtype)
 
 
-def low(x):
-    """x in the precision of autocast where it is on: one copy for all products that read it."""
-    kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+@few_kernels
+def normalise(x, weight, eps: float, dtype):
+    return F.rms_norm(x.float(), weight.shape, weight.float(), eps).to(dtype)
 
 
 def rope_frequencies(config: Config) -> torch.Tensor:
@@ -142,33 +143,16 @@ def rotate(x, cos, sin):
     return torch.addcmul(x * cos, torch.cat((b, a), -1), sin)
 
 
+@few_kernels
+def rotate_in_fp32(x, cos, sin):
+    return rotate(x.float(), cos, sin).to(x.dtype)
+
+
 def angles(positions, frequencies):
     """cos and sin for `rotate`: positions (...), frequencies (E/2,) -> (..., 1, E) each; the first half of sin is negated."""
     angle = positions[..., None, None] * frequencies
     cos, sin = angle.cos(), angle.sin()
     return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
-
-
-def chunked_attention(q, k, v, size: int = 256):
-    """Causal attention in bf16 on a CPU: q (B, H, T, E), k and v (B, K, T, E) -> (B, H, T, E).
-
-    `size` queries at a time, which leave out the keys behind them, as plain matrix products: an SFT step took 0.68 of
-    the time it takes with PyTorch's fused kernel (padded batches, 128 queries). In fp32 that one is as fast, and on CUDA faster. The price: scores are
-    rounded to bf16 before the softmax (root mean square error of the result 0.0007 against 0.0004, where scores spread by 1).
-    """
-    B, H, T, E = q.shape
-    K = k.shape[1]
-    q = (q * E ** -0.5).view(B, K, H // K, T, E)  # the G query heads of one key/value head read it together
-    future = torch.full((T, T), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
-    parts = []
-    for start in range(0, T, size):
-        stop = min(start + size, T)
-        C = stop - start
-        scores = q[:, :, :, start:stop].reshape(B, K, -1, E) @ k[:, :, :stop].transpose(2, 3)  # (B, K, G * C, stop)
-        scores = scores.view(B, K, -1, C, stop) + future[start:stop, :stop]
-        y = scores.softmax(-1).view(B, K, -1, stop) @ v[:, :, :stop]  # (B, K, G * C, E)
-        parts.append(y.view(B, K, -1, C, E))
-    return torch.cat(parts, 3).view(B, H, T, E)
 
 
 def causal_attention(q, k, v):
@@ -190,22 +174,6 @@ def packed_attention(q, k, v, lengths: list[int]):
     """
     parts = zip(*(x.split(lengths, 2) for x in (q, k, v)))
     return torch.cat([causal_attention(*part) for part in parts], 2)
-
-
-def has_flash(x) -> bool:
-    """Can `flash_attention` take tensors like x? It is a CUDA kernel for half precision."""
-    return x.device.type == "cuda" and x.dtype in (torch.bfloat16, torch.float16)
-
-
-def flash_attention(q, k, v, starts_q, starts_k, longest_q: int, longest_k: int, causal: bool, used=None):
-    """Attention in each of N sequences, in one kernel. q (T, H, E), k and v (S, K, E) -> (T, H, E).
-
-    starts (N + 1,), int32: where each sequence begins, and the end of the last one. used (N,), int32: so many
-    keys of each sequence are looked at (None: all). It is the operation that torch.nn.attention.varlen calls,
-    whose own arguments are not the same in all versions. Dao 2023, FlashAttention-2.
-    """
-    return torch.ops.aten._flash_attention_forward(
-        q, k, v, starts_q, starts_k, longest_q, longest_k, 0.0, causal, False, seqused_k=used)[0]
 
 
 def starts_of(lengths: list[int], device):
@@ -262,14 +230,13 @@ class Attention(nn.Module):
     def forward(self, x, cos, sin, attend, layer):
         B, T, _ = x.shape
         H, K, E = self.heads, self.kv_heads, self.head_dim
-        x = low(x)
         q = self.q_proj(x).view(B, T, H, E)
         k = self.k_proj(x).view(B, T, K, E)
         v = self.v_proj(x).view(B, T, K, E).transpose(1, 2)  # (B, K, T, E)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        q = rotate(q.float(), cos, sin).to(v.dtype).transpose(1, 2)  # (B, H, T, E)
-        k = rotate(k.float(), cos, sin).to(v.dtype).transpose(1, 2)  # (B, K, T, E)
+        q = rotate_in_fp32(q, cos, sin).transpose(1, 2)  # (B, H, T, E)
+        k = rotate_in_fp32(k, cos, sin).transpose(1, 2)  # (B, K, T, E)
         return self.o_proj(attend(layer, q, k, v).transpose(1, 2).reshape(B, T, H * E))
 
 
@@ -281,8 +248,13 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x):
-        x = low(x)
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
+
+
+@few_kernels
+def gated(gate, up):
+    """SwiGLU. Shazeer 2020."""
+    return F.silu(gate) * up
 
 
 class Layer(nn.Module):
@@ -294,8 +266,9 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x, cos, sin, attend, layer):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend, layer)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        low = low_dtype(x)  # of products; x itself keeps its precision
+        x = x + self.self_attn(self.input_layernorm(x, low), cos, sin, attend, layer)
+        return x + self.mlp(self.post_attention_layernorm(x, low))
 
 
 class Transformer(nn.Module):

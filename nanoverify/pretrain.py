@@ -27,12 +27,25 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from tqdm import tqdm
 
 from nanoverify.evaluate import respond
-from nanoverify.support.files import InputError, output_folder, run, write_json
-from nanoverify.model import Config, Transformer, autocast
-from nanoverify.support.cpu import workers
+from nanoverify.model import Config, Transformer
 from nanoverify.problems import SOLVE_PROMPT
-from nanoverify.puzzles import FAMILIES, LEVELS, NAMES, UNKNOWN, add, compare, expression, minus, puzzle, steps_of, times
+from nanoverify.puzzles import (
+    FAMILIES,
+    LEVELS,
+    NAMES,
+    UNKNOWN,
+    add,
+    compare,
+    expression,
+    minus,
+    puzzle,
+    steps_of,
+    times,
+)
 from nanoverify.scoring import backward
+from nanoverify.support.cpu import workers
+from nanoverify.support.files import InputError, output_folder, run, write_json
+from nanoverify.support.kernels import autocast
 from nanoverify.tokenizer import Tokenizer as OurTokenizer
 from nanoverify.verifier import VERDICTS, VERIFY_PROMPTS
 

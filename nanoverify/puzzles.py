@@ -20,8 +20,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nanoverify.support.files import InputError
 from nanoverify.problems import Problem, split_of
+from nanoverify.support.files import InputError
 
 LEVELS = (1, 2, 3, 4, 5)
 UNKNOWN = {1: (2, 7), 2: (2, 9), 3: (2, 12), 4: (3, 15), 5: (4, 18)}  # the number to be found

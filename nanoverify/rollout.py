@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from nanoverify.model import autocast
 from nanoverify.ppo import Rows
 from nanoverify.problems import SOLVE_PROMPT
 from nanoverify.scoring import join, micro_batches, room, to_device, token_log_probs
 from nanoverify.support.cpu import in_parallel, workers
+from nanoverify.support.kernels import autocast
 from nanoverify.trajectory import Trajectory, as_row
 
 

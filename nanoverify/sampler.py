@@ -10,11 +10,13 @@ import threading
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
-from nanoverify.decoding import Replay, decode, fuse, mixed_dtype, next_logits
 from nanoverify.support.cpu import in_parallel, workers
+from nanoverify.support.decoding import Replay, decode, fuse, next_logits
 from nanoverify.support.files import InputError
+from nanoverify.support.kernels import few_kernels, low_dtype
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Sampling:
 SLOTS = 32  # a cache grows and shrinks by this many tokens
 ROWS = 32  # rows are decoded in multiples of this
 CHECK = {"cpu": 1, "cuda": 16}  # steps between two looks at which rows have ended: at each look the host waits for the device
+BLOCK, LARGE = 512, 8192  # a vocabulary of more than LARGE ids is searched in blocks
 
 FIXED = {"cuda"}  # where the cache has all of its slots from the beginning
 
@@ -157,14 +160,36 @@ def keep_top(log_probs, top_k: int, top_p: float):
     return log_probs
 
 
+def first_beyond(cumulative, target):
+    """The first place whose cumulative mass exceeds the target (B,): (B,)."""
+    # never past the last place that has any mass, however the sums were rounded
+    target = torch.minimum(target, cumulative[:, -1] * (1 - 1e-6))
+    return torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
+
+
 def draw(log_probs, u):
     """One id per row, (B,), by inverting the distribution function: the first id whose cumulative mass exceeds u (B,).
 
-    u is from 0 to 1.
+    u is from 0 to 1. Of a large vocabulary first a block is found, then an id in it.
     """
-    cumulative = log_probs.exp().cumsum(-1)
-    # just below the total, so that rounding never leads past the last id that has any mass
-    return torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:] * (1 - 1e-6), right=True)[:, 0]
+    V = log_probs.shape[-1]
+    blocks = log_probs.exp() if V <= LARGE else block_masses(log_probs)
+    cumulative = blocks.cumsum(-1)
+    target = u * cumulative[:, -1] * (1 - 1e-6)
+    found = first_beyond(cumulative, target)
+    if V <= LARGE:
+        return found
+    before = F.pad(cumulative, (1, 0)).gather(-1, found[:, None])  # the mass of the blocks before it
+    ids = found[:, None] * BLOCK + torch.arange(BLOCK, device=found.device)  # (B, BLOCK)
+    masses = log_probs.gather(-1, ids.clamp(max=V - 1)).exp().masked_fill(ids >= V, 0)
+    return ids[:, 0] + first_beyond(masses.cumsum(-1), target - before[:, 0])
+
+
+@few_kernels
+def block_masses(log_probs):
+    """log_probs (B, V) -> the mass of each BLOCK ids, (B, V / BLOCK, rounded up)."""
+    masses = F.pad(log_probs.exp(), (0, -log_probs.shape[-1] % BLOCK))
+    return masses.view(len(masses), -1, BLOCK).sum(-1)
 
 
 def uniform(seed: int, prompt: int, samples: int, tokens: int):
@@ -193,7 +218,7 @@ def prefill(model, prompts: list[list[int]], vocab_size: int | None = None):
     device, lengths = model.lm_head.weight.device, [len(prompt) for prompt in prompts]
     width = max(lengths)
     ids = torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in prompts], device=device)  # (P, T)
-    cache = KVCache(model.config, len(prompts), device, mixed_dtype(model))
+    cache = KVCache(model.config, len(prompts), device, low_dtype(model.lm_head.weight))
     cache.reserve(width)
     hidden = model.hidden(ids, cache=cache)  # (P, T, D); padding is on the right, and nobody looks to the right
     cache.lengths[:], cache.window = torch.tensor(lengths, device=device), width
@@ -216,7 +241,7 @@ class Batch:
         # a row that has ended goes on until the next look, and what it adds is cut off
         N = sampling.max_new_tokens + self.check
         slots = longest + N if device.type in FIXED else 0
-        self.cache = KVCache(model.config, capacity, device, mixed_dtype(model), slots)
+        self.cache = KVCache(model.config, capacity, device, low_dtype(model.lm_head.weight), slots)
         self.fused, self.replay = fuse(model, sampling.vocab_size), Replay(device)
         self.written = torch.zeros(capacity, N, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(capacity, N, device=device)

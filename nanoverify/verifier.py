@@ -12,8 +12,8 @@ styles:
 from dataclasses import dataclass
 
 from nanoverify.answers import verdict
-from nanoverify.model import autocast
 from nanoverify.sampler import generate
+from nanoverify.support.kernels import autocast
 
 VERDICTS = {True: "Therefore, the answer is correct.",
             False: "Therefore, the answer is incorrect."}

@@ -267,8 +267,16 @@ def flash_backward(grad, q, k, v, out, sums, starts_q, starts_k, longest_q, long
     return tuple(total.to(q.dtype) for total in grads)
 
 
+def mm_in_fp32(a, b, dtype):
+    """A product of bf16 that is added up, and given, in fp32."""
+    assert a.dtype is b.dtype is torch.bfloat16 and dtype is torch.float32
+    return a.float() @ b.float()
+
+
 KERNELS = {aten._flash_attention_forward.default: flash_forward,
            aten._flash_attention_backward.default: flash_backward}
+if "dtype" in aten.mm.overloads():  # PyTorch 2.8
+    KERNELS[aten.mm.dtype] = mm_in_fp32
 
 
 # ---- CUDA graphs -------------------------------------------------------------------------------

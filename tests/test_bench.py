@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_sampler import save_policy, tiny_model
 
-from nanoverify.bench import bench
+from nanoverify.bench import bench, cuda
 from nanoverify.checkpoint import load_model
 from nanoverify.model import Transformer
 from nanoverify.support.files import InputError
@@ -39,6 +39,20 @@ def test_decoding_work():
     assert bench.decoding_work(CONFIG, [3], [[2, 4]], rows=2, size=2) == (3 * (2 * LAYERS + 4 * HEAD) + 19 * kv, operations)
     # one row at a time: 4 steps
     assert bench.decoding_work(CONFIG, [3], [[2, 4]], rows=1, size=2) == (4 * (2 * LAYERS + 4 * HEAD) + 19 * kv, operations)
+
+
+def test_operations():
+    """Bug: other threads, or the backward pass, are not counted; the first layer counts as all."""
+    torch.set_num_threads(2)
+    try:
+        counts = [cuda.operations(layers) for layers in (1, 2, 4)]
+    finally:
+        torch.set_num_threads(1)
+    assert torch.get_num_threads() == 1
+    for one, two, four in zip(*counts):
+        assert four - two == 2 * (two - one)
+    # the 7 products with a layer's matrices, and 2 more for each of them in the backward pass
+    assert counts[1][0] - counts[0][0] >= 7 and counts[1][1] - counts[0][1] >= 21
 
 
 def test_take_turns():

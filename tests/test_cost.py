@@ -78,9 +78,9 @@ def test_estimate_by_hand():
     assert (parts["weights"], parts["Adam"], parts["frozen"]) == (4 * count, 8 * count, 4 * count)
     layers = count - 2 * 1000 * 64  # embedding and lm_head are not tied
     # rows, slots, keys and values of 6 layers, K * E, bf16; bf16 weights; four times logits
-    assert parts["sampling"] == 8 * 100 * 2 * 6 * (2 * 16) * 2 + 2 * layers + 8 * 1000 * 16
+    assert parts["sampling"] == 8 * 100 * 2 * 6 * (2 * 16) * 2 + 2 * (layers + 1000 * 64) + 8 * 1000 * 16
     # gradients, lm_head's twice more; bf16 weights; activations; logits three times
-    assert parts["training"] == (4 * count + 8 * 1000 * 64 + 2 * layers + cost.activation_bytes(c, 4096, False)
+    assert parts["training"] == (4 * count + 8 * 1000 * 64 + 2 * (layers + 1000 * 64) + cost.activation_bytes(c, 4096, False)
                                  + 12 * 4096 * 1000)
     assert parts["peak"] == 16 * count + max(parts["training"], parts["sampling"])
     assert cost.estimate(c, 8, 100)["peak"] == 4 * count + parts["sampling"]

@@ -21,11 +21,12 @@ from test_sampler import PROMPTS, save_policy
 import build_data
 import train_rl
 import train_sft
-from nanoverify import decoding, evaluate, ppo, sampler, scoring
+from nanoverify import evaluate, ppo, sampler, scoring
 from nanoverify import model as model_file
 from nanoverify.checkpoint import load_model, save_model
 from nanoverify.rollout import PPO, log_probs, rollout_of
 from nanoverify.sampler import generate
+from nanoverify.support import decoding, kernels
 from nanoverify.support.files import read_jsonl, write_jsonl
 from nanoverify.support.stage import clipped_step, load
 from nanoverify.support.state import restore, training_tensors
@@ -68,7 +69,7 @@ def precision():
 @pytest.fixture
 def fp32(monkeypatch):
     """No bf16, since that rounds otherwise on each device."""
-    used = model_file.autocast
+    used = kernels.autocast
     for module in list(sys.modules.values()):
         if vars(module).get("autocast") is used:
             monkeypatch.setattr(module, "autocast", lambda device: torch.autocast(
@@ -314,7 +315,7 @@ def test_low_precision():
     """Bug: autocast does not reach the device, so that all would be computed in fp32."""
     with gpu(), torch.no_grad():
         a = NUMBERS.to(GPU)[None, None, :, :2]
-        with model_file.autocast(GPU):
+        with kernels.autocast(GPU):
             low = [a @ a, torch.nn.functional.linear(a, a[0, 0]), torch.bmm(a[0], a[0]),
                    torch.nn.functional.scaled_dot_product_attention(a, a, a, is_causal=True)]
             assert {x.dtype for x in low} == {torch.bfloat16} and (a * a).dtype is torch.float32
@@ -439,7 +440,7 @@ def test_sampler_and_trainer_agree(policy):
     tokenizer = Tokenizer.load(policy)
     with gpu():
         model = load_model(policy, GPU)
-        with model_file.autocast(GPU):
+        with kernels.autocast(GPU):
             rows = generate(model, PROMPTS, 2, 18, STOPS, tokenizer.vocab_size, batch_size=6)
             pairs = [(prompt, sample.ids) for prompt, row in zip(PROMPTS, rows) for sample in row]
             packed = scoring.join(pairs, [[1] * len(ids) for _, ids in pairs], GPU)
@@ -454,14 +455,14 @@ def test_sampler_and_trainer_agree(policy):
 
 def test_gradients_of_packed_attention(policy, monkeypatch):
     """Bug: the kernel of packed sequences lets them see each other, or has another gradient."""
-    ids, found, used, real = torch.arange(96)[None] % 61, [], [], model_file.flash_attention
+    ids, found, used, real = torch.arange(96)[None] % 61, [], [], kernels.flash_attention
     replant(monkeypatch, real, lambda *rest: used.append(1) or real(*rest))
     with gpu():
         for flash in (True, False):
             if not flash:
-                replant(monkeypatch, model_file.has_flash, lambda x: False)
+                replant(monkeypatch, kernels.has_flash, lambda x: False)
             model = load_model(policy, GPU)
-            with model_file.autocast(GPU):
+            with kernels.autocast(GPU):
                 hidden = model.hidden(ids.to(GPU), lengths=[32, 48, 16])
             (hidden * torch.linspace(-1, 1, 32, device=GPU)).sum().backward()
             gradients = [parameter.grad.flatten().cpu() for parameter in model.parameters()]
@@ -481,8 +482,8 @@ pretended_only = pytest.mark.skipif(REAL, reason="seen on a pretended GPU alone"
 def test_arguments_of_the_kernel(work, flags, policy, fp32, monkeypatch):
     """Bug: the kernel for half precision is told of other sequences or tokens than it should."""
     theirs = work(policy, "cpu", *flags)
-    used, real = [], model_file.flash_attention
-    replant(monkeypatch, model_file.has_flash, lambda x: x.device.type == "cuda")
+    used, real = [], kernels.flash_attention
+    replant(monkeypatch, kernels.has_flash, lambda x: x.device.type == "cuda")
     replant(monkeypatch, real, lambda *rest: used.append(1) or real(*rest))
     with gpu():
         ours = work(policy, GPU, *flags)

@@ -5,9 +5,9 @@ import torch.nn.functional as F
 import transformers
 
 from nanoverify.checkpoint import load_config, load_model
-from nanoverify.model import chunked_attention
 from nanoverify.sampler import generate
 from nanoverify.support.files import InputError, read_json, write_json
+from nanoverify.support.kernels import chunked_attention
 
 torch.set_num_threads(1)
 

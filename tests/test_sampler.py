@@ -11,7 +11,6 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from nanoverify import pretrain
 from nanoverify.checkpoint import load_model, save_model
-from nanoverify.decoding import decode, fuse
 from nanoverify.model import Config, Transformer
 from nanoverify.sampler import (
     SLOTS,
@@ -24,6 +23,7 @@ from nanoverify.sampler import (
     scaled_log_probs,
 )
 from nanoverify.scoring import token_log_probs
+from nanoverify.support.decoding import decode, fuse
 from nanoverify.support.files import InputError, write_json
 from nanoverify.tokenizer import Tokenizer
 
@@ -319,6 +319,21 @@ def test_draw_follows_the_probabilities():
     ids = draw(probs.log().expand(40_000, 5).contiguous(), torch.rand(40_000, generator=torch.Generator().manual_seed(0)))
     share = torch.bincount(ids, minlength=5) / 40_000
     assert ((share - probs).abs() <= 4.5 * (probs * (1 - probs) / 40_000).sqrt()).all() and share[4] == 0
+
+
+@pytest.mark.parametrize("V", [8193, 9216, 50_000])
+def test_draw_from_a_large_vocabulary(V):
+    """Bug: an id of another block, the mass before it counted twice or not, or an id without mass."""
+    probs = torch.rand(2000, V, generator=torch.Generator().manual_seed(0)) ** 40
+    probs[:, V // 3: V // 2] = 0
+    u = torch.linspace(0, 1, 2000)
+    found = draw((probs / probs.sum(-1, keepdim=True)).log(), u)
+    cumulative = probs.double().cumsum(-1)
+    total, after = cumulative[:, -1], cumulative.gather(-1, found[:, None])[:, 0]
+    mass = probs.gather(-1, found[:, None])[:, 0]
+    assert (mass > 0).all()
+    # u lies in the part of the line that belongs to the id
+    assert (after / total >= u - 1e-5).all() and ((after - mass) / total <= u + 1e-5).all()
 
 
 @pytest.mark.parametrize("top_k", [0, 1, 5, 60, 1000])

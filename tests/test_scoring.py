@@ -43,6 +43,26 @@ def test_token_log_probs(temperature):
     assert found.requires_grad and found.dtype == torch.float32
 
 
+@pytest.mark.parametrize("rows", [1, 7, 23])
+def test_gradients_written_by_hand(rows, monkeypatch):
+    """Bug: the gradient of the temperature's division, of the id itself, or of a chunk is missing.
+
+    The reference is autograd's gradient of PyTorch's cross-entropy.
+    """
+    monkeypatch.setitem(scoring.LOGITS, "cpu", rows * REAL)
+    g = torch.linspace(-2, 3, 23)
+
+    def gradients(log_probs):
+        hidden, weight, ids = inputs()
+        (g * log_probs(hidden, weight, ids)).sum().backward()
+        return hidden.grad, weight.grad
+    found = gradients(lambda hidden, weight, ids: token_log_probs(hidden, weight, ids, REAL, 0.7))
+    expected = gradients(lambda hidden, weight, ids: -F.cross_entropy(
+        (hidden @ weight.T)[:, :REAL] / 0.7, ids, reduction="none"))
+    for ours, theirs in zip(found, expected):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
 def test_padding_of_the_vocabulary_gets_no_gradient():
     """Bug: training pushes ids that do not exist, or their log-prob of -inf makes gradients NaN."""
     hidden, weight, ids = inputs()
@@ -69,7 +89,7 @@ def test_chunks_change_nothing(rows, monkeypatch):
         (torch.linspace(-1, 1, 23) * log_probs + kl).sum().backward()
         return log_probs.detach(), kl.detach(), hidden.grad, weight.grad
     whole = results()
-    monkeypatch.setattr(scoring, "LOGITS", rows * V)
+    monkeypatch.setitem(scoring.LOGITS, "cpu", rows * V)
     for found, expected in zip(results(), whole):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 

@@ -12,7 +12,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import kill
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -29,6 +28,7 @@ import build_data
 import train_rl
 import train_sft
 from nanoverify import checkpoint, ppo, pretrain
+from nanoverify.bench import kill
 from nanoverify.support import files, state
 from nanoverify.support.files import (
     InputError,
@@ -389,7 +389,7 @@ HOLD = "import sys, time; from nanoverify.support.files import output_folder\nwi
 @pytest.mark.skipif(files.fcntl is None, reason="no locks here")
 def test_two_runs_at_once():
     """Bug: a second run removes or shares the folder of one that is at work; one killed with -9 locks everybody out."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[1])})
+    process = subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[2])})
     assert process.stdout.readline() == b"held\n"
     Path("out.part/work").write_text("of the first")
     for flags in ({}, {"overwrite": True}, {"resume": True}):

@@ -41,13 +41,13 @@ import torch
 import train_rl
 import train_sft
 from nanoverify.checkpoint import find_folder, load_model
-from nanoverify.model import autocast
 from nanoverify.problems import SOLVE_PROMPT
 from nanoverify.puzzles import make_puzzles
 from nanoverify.sampler import generate
 from nanoverify.scoring import join
 from nanoverify.support.cost import now
 from nanoverify.support.files import InputError, run
+from nanoverify.support.kernels import autocast
 from nanoverify.support.stage import add_model_flags, batch_of, clipped_step, load, positive
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.tools.export import outcome_rewards, question_row
@@ -65,16 +65,16 @@ def sizes(config) -> tuple[int, int, int]:
     return L * D * (2 * HE + 2 * KE + 3 * config.intermediate_size), D * config.vocab_size, 4 * L * HE
 
 
-def decoding_work(config, prompts: list[int], responses: list[list[int]], rows: int, size: int) -> tuple[int, int]:
+def decoding_work(config, prompts: list[int], responses: list[list[int]], rows: int, size: int, head_size: int = 4) -> tuple[int, int]:
     """(bytes, operations) of sampling. Lengths of prompts and of each one's responses, rows decoded together, bytes of a number in layers
-    and cache. The first token of a response comes from reading its prompt, which is read once for all of them."""
+    and cache, and in lm_head. The first token of a response comes from reading its prompt, which is read once for all of them."""
     layers, head, pair = sizes(config)
     fed = [(p, n - 1) for p, row in zip(prompts, responses) for n in row]
     decoded, looks = sum(n for _, n in fed), sum(n * p + n * (n + 1) // 2 for p, n in fed)  # tokens fed; tokens they look at
     steps = max(max(n for _, n in fed), -(-decoded // rows))
     cached = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * size  # bytes of one token's keys and values
     operations = 2 * layers * (sum(prompts) + decoded) + 2 * head * sum(map(sum, responses)) + pair * (looks + sum(p * (p + 1) // 2 for p in prompts))
-    return steps * (layers * size + 4 * head) + looks * cached, operations
+    return steps * (layers * size + head_size * head) + looks * cached, operations
 
 
 def training_operations(config, lengths: list[int], learned: int) -> int:

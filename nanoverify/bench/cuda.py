@@ -1,17 +1,18 @@
 """How fast is a GPU used? Models of known layouts with random weights, beside what the card allows and transformers.
 
     python -m nanoverify.bench.cuda                      # about 3 minutes on an H100; pip install -e '.[test]' for transformers
-    python -m nanoverify.bench.cuda --parts decode sft   # of decode, sft, rl, repeat
+    python -m nanoverify.bench.cuda --parts decode sft   # of decode, sft, rl, repeat, computed
 
     decode   Qwen2.5-0.5B, 256 rows: prompts of 256 tokens, 512 new ones in each; then single steps at 768 tokens.
              Peer: transformers' generate in bf16, 128 new tokens. Of the limit: the bytes that must be read (layers
-             in bf16, lm_head in fp32, keys and values so far) at the card's measured bandwidth, over the time taken
+             and lm_head in bf16, keys and values so far) at the card's measured bandwidth, over the time taken
     sft      Qwen2.5-0.5B, an optimizer step on 16 sequences of 1,024 tokens, of which 896 are learned. Of the limit:
              the operations of forward and backward at the card's measured rate of bf16 products, over the time taken
     rl       SmolLM2-135M, a step of train_rl.py on 32 questions x 8 responses of up to 256 tokens, 4 optimizer steps
     repeat   are text and weights the same, bit for bit, when the same is done twice?
+    computed without a GPU: memory by the flags of training, bytes and operations of a step
 
-Each part also prints the most memory that PyTorch held, beside what `cost.estimate` computes.
+Each part on a GPU also prints the most memory that PyTorch held, beside what `cost.estimate` computes.
 """
 import argparse
 import random
@@ -19,20 +20,22 @@ from statistics import median
 from types import SimpleNamespace
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_rl
 import train_sft
-from nanoverify.support import cost
 from nanoverify.bench.bench import decoding_work, installed, machine, training_operations
-from nanoverify.support.cost import now
-from nanoverify.support.files import InputError, run
-from nanoverify.model import Config, Transformer, autocast
+from nanoverify.model import Config, Transformer
 from nanoverify.puzzles import make_puzzles
 from nanoverify.sampler import Batch, Sample, Sampling, generate
+from nanoverify.support import cost
+from nanoverify.support.cost import now
+from nanoverify.support.files import InputError, run
+from nanoverify.support.kernels import autocast, compiles
 from nanoverify.support.stage import POLICY, clipped_step
 from nanoverify.tokenizer import Tokenizer
 
-PARTS = ("decode", "sft", "rl", "repeat")
+PARTS = ("decode", "sft", "rl", "repeat", "computed")
 COMMON = {"max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "hidden_act": "silu"}
 QWEN = {**COMMON, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896,
         "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
@@ -40,6 +43,9 @@ QWEN = {**COMMON, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", 
 SMOLLM = {**COMMON, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 49152, "hidden_size": 576,
           "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
           "rope_theta": 1e5}
+QWEN_LARGE = {**QWEN, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
+              "num_attention_heads": 12}
+LAYOUTS = {"SmolLM2-135M": SMOLLM, "Qwen2.5-0.5B": QWEN, "Qwen2.5-1.5B": QWEN_LARGE}
 ROWS, PROMPT, NEW, PEER_NEW = 256, 256, 512, 128  # of decode
 
 
@@ -85,11 +91,11 @@ def decode(args, limits):
     seconds = sample(NEW)
     computed = cost.estimate(model.config, ROWS, PROMPT + NEW)["peak"] / 1e9
     show("decode", f"memory held {held(args.device):.2f} GB, computed {computed:.2f}")
-    needed = decoding_work(model.config, [PROMPT] * ROWS, [[NEW]] * ROWS, ROWS, 2)[0] / limits[0]
+    needed = decoding_work(model.config, [PROMPT] * ROWS, [[NEW]] * ROWS, ROWS, 2, head_size=2)[0] / limits[0]
     show("decode", f"{ROWS * NEW / seconds:,.0f} tokens/s, {seconds:.2f} s with reading the prompts and recording; "
                    f"{100 * needed / seconds:.0f}% of the limit")
     step = steps(model, args.device)
-    layers, head, cached = step_bytes(model.config, PROMPT + NEW)
+    layers, head, cached = step_bytes(model, PROMPT + NEW)
     show("decode", f"{1000 * step:.2f} ms a step of {ROWS} rows at {PROMPT + NEW} tokens: "
                    f"{100 * (layers + head + cached) / limits[0] / step:.0f}% of the limit")
     if args.peer:
@@ -98,13 +104,12 @@ def decode(args, limits):
                        f"ours {ROWS * PEER_NEW / sample(PEER_NEW) / peer:.1f} times as fast at as many")
 
 
-def step_bytes(config, length: int) -> tuple[int, int, int]:
-    """Bytes that a step must read: layers in bf16, lm_head in fp32, keys and values of `length` tokens in each row."""
-    cached = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * ROWS * length
-    head = 4 * config.vocab_size * config.hidden_size
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in Transformer(config).parameters())
-    return 2 * (parameters - head // 4), head, cached
+def step_bytes(model, length: int) -> tuple[int, int, int]:
+    """Bytes that a step must read: layers, lm_head, and keys and values of `length` tokens in each row, all in bf16."""
+    c = model.config
+    cached = 2 * 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * ROWS * length
+    layers = sum(p.numel() for p in model.model["layers"].parameters())
+    return 2 * layers, 2 * model.lm_head.weight.numel(), cached
 
 
 @torch.inference_mode()
@@ -173,6 +178,8 @@ def rl(args, limits):
         rollout = train_rl.sample(model, tokenizer, problems, number, flags)
         sampled = now(args.device)
         train_rl.weigh(rollout, train_rl.Rules(), random.Random(number))
+        # random weights answer nothing right, so nothing would be learned
+        rollout.advantages = rollout.mask * torch.randn(rollout.mask.shape)
         train_rl.update(model, None, optimizer, rollout, settings, random.Random(number), "rl")
         ended = now(args.device)
     show("rl", f"{ended - began:.2f} s a step: rollout {sampled - began:.2f}, update {ended - sampled:.2f}; "
@@ -198,6 +205,56 @@ def repeat(args, limits):
                    f"{equal} of {len(weights[0])} tensors of weights after two optimizer steps")
 
 
+# ---- what can be computed -------------------------------------------------------------------------------------------
+
+class Operations(TorchDispatchMode):
+    """Counts what is computed; a view of other numbers is not."""
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        results = [result.alias_info for result in function._schema.returns]
+        self.count += not any(alias and not alias.is_write for alias in results)
+        return function(*args, **(kwargs or {}))
+
+
+def operations(layers: int) -> tuple[int, int]:
+    """Of a step of decoding with its draw, and of forward and backward passes over 4 sequences, eagerly.
+
+    They are counted on small models of one and two layers: each further layer has as many as the second.
+    """
+    torch.set_num_threads(1)  # what other threads compute is not counted
+    decoding, training = [], []
+    for number in (1, 2):
+        model = new_model({**SMOLLM, "hidden_size": 18, "vocab_size": 64, "num_hidden_layers": number}, "cpu")
+        with torch.inference_mode():
+            batch = Batch(model, 4, 8, Sampling(8, frozenset(), 64))
+            batch.admit([0], [[1] * 8], [[Sample()] * 4])
+            with Operations() as seen:
+                batch.step()
+        decoding.append(seen.count)
+        settings = SimpleNamespace(device="cpu", micro_tokens=1024, kl=0.0)
+        with Operations() as seen:
+            train_sft.accumulate(model, None, trajectories(model, 4, 4, 20), 64, settings)
+        training.append(seen.count)
+    return tuple(one + (layers - 1) * (two - one) for one, two in (decoding, training))
+
+
+def computed(args, limits):
+    for name, layout in LAYOUTS.items():
+        config = Config.from_dict(layout)
+        for tokens, recompute in ((16384, False), (4096, False), (16384, True), (4096, True)):
+            flags = f"--micro-tokens {tokens}{' --recompute' * recompute}"
+            parts = cost.estimate(config, ROWS, 1280, tokens, recompute)
+            show("computed", f"{name} {flags}, 256 rows of 1,280 tokens: {cost.memory_line(parts).split(': ')[1]}")
+        with torch.device("meta"):
+            model = Transformer(config)
+        layers, head, cached = step_bytes(model, PROMPT + NEW)
+        decoding, training = operations(config.num_hidden_layers)
+        show("computed", f"{name}: a step of {ROWS} rows at {PROMPT + NEW} tokens reads {layers / 1e9:.2f} GB of layers, "
+                         f"{head / 1e9:.2f} of lm_head, {cached / 1e9:.2f} of keys and values; {decoding} operations "
+                         f"as they stand, and {training:,} in forward and backward passes over 4 sequences")
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help="(default: all)")
@@ -205,17 +262,20 @@ def main(argv=None):
     parser.add_argument("--matmul", choices=("highest", "high"), default="high",
                         help="precision of fp32 products, as the scripts set it: high is TF32 (default: %(default)s)")
     args = parser.parse_args(argv)
+    if args.parts == ["computed"]:
+        return computed(args, None)
     if not torch.cuda.is_available():
         raise InputError("--device: there is no CUDA GPU here")
     torch.set_float32_matmul_precision(args.matmul)
     show("card", f"{torch.cuda.get_device_name(args.device)}, torch {torch.__version__}")
     args.peer = installed("transformers", "test")
     limits = machine(args.device)
-    show("card", f"memory {limits[0] / 1e12:.2f} TB/s, matrix products {limits[1] / 1e12:.0f} TFLOP/s")
+    show("card", f"memory {limits[0] / 1e12:.2f} TB/s, matrix products {limits[1] / 1e12:.0f} TFLOP/s"
+                 + ("" if compiles() else "; no Triton or no C compiler: nothing is compiled"))
     for part in args.parts:
         torch.cuda.empty_cache()
         held(args.device)
-        {"decode": decode, "sft": sft, "rl": rl, "repeat": repeat}[part](args, limits)
+        {"decode": decode, "sft": sft, "rl": rl, "repeat": repeat, "computed": computed}[part](args, limits)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ import time
 
 import torch
 
-from nanoverify.model import Config, Transformer, autocast
+from nanoverify.model import Config, Transformer
 from nanoverify.sampler import Batch, Sample, Sampling
 from nanoverify.scoring import LOGITS, backward, token_log_probs
 from nanoverify.support.cpu import in_parallel, workers
+from nanoverify.support.kernels import autocast
 
 MICRO_TOKENS = (16384, 8192, 4096)  # defaults on CUDA: the first that fits
 
@@ -32,10 +33,10 @@ def activation_bytes(config: Config, tokens: int, recompute: bool) -> int:
 
 
 def estimate(config: Config, batch_size: int, slots: int, micro_tokens: int = 0, recompute: bool = False,
-             frozen: int = 0) -> dict[str, int]:
+             frozen: int = 0, kind: str = "cuda") -> dict[str, int]:
     """Bytes by purpose, and their `peak`. slots: tokens of the longest sequence that is sampled.
 
-    micro_tokens 0: sampling only. frozen: other models of this size that stay.
+    micro_tokens 0: sampling only. frozen: other models of this size that stay. kind: of device.
     """
     with torch.device("meta"):
         parameters = sum(p.numel() for p in Transformer(config).parameters())
@@ -49,13 +50,14 @@ def estimate(config: Config, batch_size: int, slots: int, micro_tokens: int = 0,
     stays = sum(parts.values())
     parts["training"] = 0
     if micro_tokens:
-        # gradients, and that of lm_head once more while it is summed up; bf16 copies of the layers; what is kept for
+        # gradients, and that of lm_head twice more while it is summed up; bf16 copies of the weights; what is kept for
         # the backward pass; logits, log-probs and their gradient, of at most LOGITS numbers at once
-        parts["training"] = (4 * parameters + 2 * 4 * V * D + 2 * layers + activation_bytes(config, micro_tokens, recompute)
-                             + 3 * 4 * min(LOGITS, micro_tokens * V))
+        parts["training"] = (4 * parameters + 2 * 4 * V * D + 2 * (layers + V * D)
+                             + activation_bytes(config, micro_tokens, recompute)
+                             + 3 * 4 * min(LOGITS[kind], micro_tokens * V))
     cache = 2 * 2 * config.num_hidden_layers * batch_size * slots * config.num_key_value_heads * config.head_dim  # bf16
     # bf16 copies of the layers; keys and values; logits, log-probs, probabilities and their sums
-    parts["sampling"] = 2 * layers + cache + 4 * 4 * batch_size * V
+    parts["sampling"] = 2 * (layers + V * D) + cache + 4 * 4 * batch_size * V
     return {**parts, "peak": stays + max(parts["training"], parts["sampling"])}
 
 

@@ -158,13 +158,14 @@ def print_memory(args, frozen: int = 0):
     memory.
     """
     config, training = load_config(args.model), hasattr(args, "micro_tokens")
+    kind = "cuda" if on_cuda(args.device) else "cpu"
 
     def estimate(tokens):
         return cost.estimate(config, args.batch_size, args.max_new_tokens + 256, tokens,
-                             training and args.recompute, frozen)
+                             training and args.recompute, frozen, kind)
     if training and args.micro_tokens is None:
         args.micro_tokens = 2048
-        if on_cuda(args.device):
+        if kind == "cuda":
             memory = 0.9 * cost.device_memory(args.device)
             enough = (n for n in cost.MICRO_TOKENS if estimate(n)["peak"] <= memory)
             args.micro_tokens = next(enough, cost.MICRO_TOKENS[-1])

@@ -13,11 +13,11 @@ import sys
 
 import torch
 
-from nanoverify.decoding import decode, fuse
-from nanoverify.model import autocast
 from nanoverify.problems import SOLVE_PROMPT, Problem
 from nanoverify.sampler import next_token, prefill, uniform
+from nanoverify.support.decoding import decode, fuse
 from nanoverify.support.files import InputError, run
+from nanoverify.support.kernels import autocast
 from nanoverify.support.stage import add_model_flags, load
 from nanoverify.trajectory import parse
 from nanoverify.verifier import VERDICTS

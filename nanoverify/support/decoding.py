@@ -4,25 +4,26 @@ For small models and small batches it is the number of operations that costs. On
 CUDA graph and then repeated without the host (`Replay`), so it must work on the same memory each time.
 Letters as in model.py.
 """
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from nanoverify.model import Config, angles, flash_attention, has_flash, rotate
-
-
-def mixed_dtype(model):
-    """What layers and cache compute in: the precision of autocast where it is on, else that of the weights."""
-    weight = model.lm_head.weight
-    kind = weight.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+from nanoverify.model import Config, angles, rotate
+from nanoverify.support.kernels import (
+    few_kernels,
+    flash_attention,
+    has_flash,
+    head_dtype,
+    low_dtype,
+    product,
+)
 
 
 def next_logits(head, hidden):
-    """Logits after final states (B, D), (B, V), in the precision of the weights even under autocast. head (V, D)."""
-    with torch.autocast(hidden.device.type, enabled=False):
-        return F.linear(hidden.to(head.dtype), head)
+    """Logits after final states hidden (B, D): (B, V), fp32 or better. head (V, D)."""
+    return product(hidden, head.T, head_dtype(head))
 
 
 @dataclass
@@ -34,20 +35,21 @@ class Fused:
     config: Config
     frequencies: torch.Tensor  # (E/2,)
     embedding: torch.Tensor  # (V, D)
-    head: torch.Tensor  # (V, D), rows of ids that exist
+    head: torch.Tensor  # (V, D), rows of ids that exist, as products with it read it
     gain: torch.Tensor  # of the last norm, (D,)
     layers: list[dict]
     dtype: torch.dtype  # of layers and cache
-    norm: object  # x (B, D) -> (B, D): RMSNorm without its gain, times a constant that is in the weights
+    norm: Callable  # (x, y), (B, D) each -> x + y, and its RMSNorm without gain, times a constant that is in the weights
 
 
 def fuse(model, vocab_size: int | None = None) -> Fused:
     """vocab_size: ids that exist; the others are padding of the weight matrix (None: all exist)."""
-    config, dtype, weight = model.config, mixed_dtype(model), model.lm_head.weight
+    config, weight = model.config, model.lm_head.weight
+    dtype = low_dtype(weight)
     norm, constant = plain_norm(config) if weight.device.type == "cuda" else short_norm(config, weight.device)
     layers = [fused_layer(layer, config, dtype, constant) for layer in model.model["layers"]]
-    return Fused(config, model.frequencies.to(weight.device), model.model["embed_tokens"].weight, weight[:vocab_size],
-                 model.model["norm"].weight, layers, dtype, norm)
+    return Fused(config, model.frequencies.to(weight.device), model.model["embed_tokens"].weight,
+                 weight[:vocab_size].to(head_dtype(weight)), model.model["norm"].weight, layers, dtype, norm)
 
 
 def fused_layer(layer, config: Config, dtype, constant: float) -> dict:
@@ -65,16 +67,48 @@ def fused_layer(layer, config: Config, dtype, constant: float) -> dict:
             "down": mlp.down_proj.weight.to(dtype)}
 
 
+@few_kernels
+def add_and_norm(x, y, eps: float):
+    x = x + y
+    return x, F.rms_norm(x, x.shape[-1:], None, eps).to(y.dtype)
+
+
 def plain_norm(config: Config):
     """(norm, 1): PyTorch's own, one kernel on CUDA."""
-    return lambda x: F.rms_norm(x, (config.hidden_size,), None, config.rms_norm_eps), 1.0
+    return lambda x, y: add_and_norm(x, y, config.rms_norm_eps), 1.0
 
 
 def short_norm(config: Config, device):
     """(norm, sqrt(D)): x / sqrt(sum(x^2) + D * eps), three operations on a CPU."""
     small = torch.tensor((config.hidden_size * config.rms_norm_eps) ** 0.5, device=device)
-    norm = lambda x: x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), small)
+
+    def norm(x, y):
+        x = x + y
+        return x, (x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), small)).to(y.dtype)
     return norm, config.hidden_size ** 0.5
+
+
+@few_kernels
+def place(qkv, cos, sin, slots, keys, values, norms, eps: float):
+    """Rotate queries and keys, and write keys and values into the cache. -> the queries, (B, H, E)
+
+    qkv (B, H + 2K, E); cos, sin (B, 1, E); slots (B * K,): places in keys and values (all, E); norms (H + K, E): gains
+    of the norms before the rotation, or None.
+    """
+    E, K = qkv.shape[-1], len(slots) // len(qkv)
+    qk = qkv[:, :-K].float() if qkv.dtype == torch.bfloat16 else qkv[:, :-K]
+    if norms is not None:
+        qk = F.rms_norm(qk, (E,), None, eps) * norms
+    qk = rotate(qk, cos, sin).to(qkv.dtype)
+    keys.index_copy_(0, slots, qk[:, -K:].reshape(-1, E))
+    values.index_copy_(0, slots, qkv[:, -K:].reshape(-1, E))
+    return qk[:, :-K].contiguous()
+
+
+@few_kernels
+def gated(gate_up):
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate) * up
 
 
 def decode(fused: Fused, ids, cache):
@@ -88,22 +122,18 @@ def decode(fused: Fused, ids, cache):
         slots = (torch.arange(B * K, device=ids.device).view(B, K) * S + lengths[:, None]).flatten()
         attend = attention_to(cache, B, H // K)
         cos, sin = angles(lengths, fused.frequencies)  # (B, 1, E)
-        x = fused.embedding[ids]  # (B, D)
+        x, y = fused.embedding[ids], torch.zeros((), dtype=dtype, device=ids.device)  # (B, D)
         for i, layer in enumerate(fused.layers):
-            qkv = F.linear(fused.norm(x).to(dtype), layer["qkv"], layer["bias"]).view(B, H + 2 * K, E)
-            qk = qkv[:, : H + K].to(x.dtype)
-            if layer["norms"] is not None:
-                qk = F.rms_norm(qk, (E,), None, c.rms_norm_eps) * layer["norms"]
-            qk = rotate(qk, cos, sin).to(dtype)  # (B, H + K, E)
-            cache.k[i].view(-1, E).index_copy_(0, slots, qk[:, H:].reshape(-1, E))
-            cache.v[i].view(-1, E).index_copy_(0, slots, qkv[:, H + K:].reshape(-1, E))
+            x, z = fused.norm(x, y)
+            qkv = F.linear(z, layer["qkv"], layer["bias"]).view(B, H + 2 * K, E)
+            keys, values = cache.k[i].view(-1, E), cache.v[i].view(-1, E)
+            q = place(qkv, cos, sin, slots, keys, values, layer["norms"], c.rms_norm_eps)  # (B, H, E)
             # the G query heads of one key/value head read it together: nothing is copied
-            q = qk[:, :H].reshape(B * K, H // K, E)
-            x = x + F.linear(attend(i, q).view(B, H * E), layer["o"])
-            gate, up = F.linear(fused.norm(x).to(dtype), layer["gate_up"]).chunk(2, -1)
-            x = x + F.linear(F.silu(gate) * up, layer["down"])
+            y = F.linear(attend(i, q.view(B * K, H // K, E)).view(B, H * E), layer["o"])
+            x, z = fused.norm(x, y)
+            y = F.linear(gated(F.linear(z, layer["gate_up"])), layer["down"])
         cache.advance()
-        return next_logits(fused.head, F.rms_norm(x[:count], (D,), fused.gain, c.rms_norm_eps))
+        return next_logits(fused.head, F.rms_norm((x + y)[:count], (D,), fused.gain, c.rms_norm_eps))
 
 
 def attention_to(cache, B: int, G: int):
