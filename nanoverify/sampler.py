@@ -42,6 +42,7 @@ class Sampling:
 SLOTS = 32  # a cache grows and shrinks by this many tokens
 ROWS = 32  # rows are decoded in multiples of this
 CHECK = {"cpu": 1, "cuda": 16}  # steps between two looks at which rows have ended: at each look the host waits for the device
+READ = 2 ** 14  # tokens of prompts that are read at once, padding included
 BLOCK, LARGE = 512, 8192  # a vocabulary of more than LARGE ids is searched in blocks
 
 FIXED = {"cuda"}  # where the cache has all of its slots from the beginning
@@ -371,7 +372,9 @@ def write(model, prompts, samples, waiting: list[int], sampling: Sampling, batch
         free = (capacity - len(batch.active)) // M
         if waiting and free and (not batch.active or free * M >= capacity // 4):
             group, waiting = waiting[:free], waiting[free:]
-            batch.admit(group, [prompts[i] for i in group], [samples[i] for i in group])
+            some = max(1, READ // len(prompts[group[0]]))  # the first is the longest
+            for part in (group[i:i + some] for i in range(0, len(group), some)):
+                batch.admit(part, [prompts[i] for i in part], [samples[i] for i in part])
         else:
             for _ in range(batch.check):
                 batch.step()

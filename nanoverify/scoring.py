@@ -87,8 +87,8 @@ def backward(model, sizes: list[int], budget: int, work, parameters: list) -> li
     if count <= 1:
         results = []
         for part in parts:
-            loss, signs = work(part)
             with repeatable():
+                loss, signs = work(part)
                 loss.backward()
             results.append(signs)
         return read(results)

@@ -225,6 +225,7 @@ def flash_parts(q, k, v, starts_q, starts_k, longest_q, longest_k, causal, scale
     """For each sequence: where its queries and keys are, q, k, v with as many heads, weights."""
     for starts in (starts_q, starts_k):
         assert starts.dtype is torch.int32 and starts.is_contiguous()
+    assert used is None or used.dtype is torch.int32 and used.is_contiguous()
     assert all(x.stride(-1) == 1 for x in (q, k, v)) and q.shape[-1] % 8 == 0
     group = q.shape[1] // k.shape[1]
     for i in range(len(starts_q) - 1):

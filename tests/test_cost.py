@@ -77,8 +77,14 @@ def test_estimate_by_hand():
     parts = cost.estimate(c, batch_size=8, slots=100, micro_tokens=4096, frozen=1)
     assert (parts["weights"], parts["Adam"], parts["frozen"]) == (4 * count, 8 * count, 4 * count)
     layers = count - 2 * 1000 * 64  # embedding and lm_head are not tied
-    # rows, slots, keys and values of 6 layers, K * E, bf16; bf16 weights; four times logits
-    assert parts["sampling"] == 8 * 100 * 2 * 6 * (2 * 16) * 2 + 2 * (layers + 1000 * 64) + 8 * 1000 * 16
+    # rows, slots, keys and values of 6 layers, K * E, bf16; bf16 weights
+    token, weights = 2 * 6 * (2 * 16) * 2, 2 * (layers + 1000 * 64)
+    read = token + 12 * 64 + 6 * c.intermediate_size  # for each token of prompts that is read
+    assert parts["sampling"] == 800 * token + weights + 800 * read
+    assert cost.estimate(c, 8, 10 ** 4)["sampling"] == 8 * 10 ** 4 * token + weights + 2 ** 14 * read
+    large = config(vocab_size=10 ** 6, tie_word_embeddings=False)  # four times logits are more
+    assert cost.estimate(large, 8, 100)["sampling"] == (
+        800 * token + 2 * (layers + 64 * 10 ** 6) + 16 * 8 * 10 ** 6)
     # gradients, lm_head's twice more; bf16 weights; activations; logits three times
     assert parts["training"] == (4 * count + 8 * 1000 * 64 + 2 * (layers + 1000 * 64) + cost.activation_bytes(c, 4096, False)
                                  + 12 * 4096 * 1000)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer as Raw
 from tokenizers import decoders, models, pre_tokenizers
 
-from nanoverify import pretrain
+from nanoverify import pretrain, sampler
 from nanoverify.checkpoint import load_model, save_model
 from nanoverify.model import Config, Transformer
 from nanoverify.sampler import (
@@ -274,6 +274,27 @@ def test_place_and_neighbours_do_not_matter(monkeypatch):
     assert run(batch_size=9) == expected
     monkeypatch.setattr("nanoverify.sampler.workers", lambda model: 2)
     assert run() == expected == run(batch_size=16)
+
+
+def test_prompts_are_read_in_parts(monkeypatch):
+    """Bug: all prompts of a batch are read at once, whatever memory that takes."""
+    model, real, sizes = tiny_model(), sampler.prefill, []
+
+    def prefill(model, prompts, *rest):
+        sizes.append((len(prompts), max(map(len, prompts))))
+        return real(model, prompts, *rest)
+
+    def texts():
+        return [[s.ids for s in row] for row in generate(model, PROMPTS, 4, 12, {3, 17}, 61)]
+
+    whole = texts()
+    monkeypatch.setattr(sampler, "prefill", prefill)
+    longest = max(map(len, PROMPTS))
+    monkeypatch.setattr(sampler, "READ", 2 * longest + 1)
+    assert texts() == whole
+    assert max(rows for rows, _ in sizes) == 2 and sum(rows for rows, _ in sizes) == len(PROMPTS)
+    monkeypatch.setattr(sampler, "READ", 1)  # one prompt at least
+    assert texts() == whole
 
 
 @pytest.mark.parametrize("batch_size", [64, 8])

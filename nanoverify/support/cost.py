@@ -3,14 +3,14 @@
 Weights, gradients and both Adam moments are fp32 (the master copy), matrix products are bf16 under autocast. Sampling
 and training never overlap, so the peak is what stays plus the larger of the two. For PyTorch's attention kernel, as on
 CUDA; model.chunked_attention, on a CPU, keeps about H (T + 256) more bytes per token and layer, and each worker has its own
-micro-batch. What reading a group of prompts takes is left out. Letters as in model.py; I is the width of the MLP, L the number of layers.
+micro-batch. Letters as in model.py; I is the width of the MLP, L the number of layers.
 """
 import time
 
 import torch
 
 from nanoverify.model import Config, Transformer
-from nanoverify.sampler import Batch, Sample, Sampling
+from nanoverify.sampler import READ, Batch, Sample, Sampling
 from nanoverify.scoring import LOGITS, backward, token_log_probs
 from nanoverify.support.cpu import in_parallel, workers
 from nanoverify.support.kernels import autocast
@@ -55,9 +55,12 @@ def estimate(config: Config, batch_size: int, slots: int, micro_tokens: int = 0,
         parts["training"] = (4 * parameters + 2 * 4 * V * D + 2 * (layers + V * D)
                              + activation_bytes(config, micro_tokens, recompute)
                              + 3 * 4 * min(LOGITS[kind], micro_tokens * V))
-    cache = 2 * 2 * config.num_hidden_layers * batch_size * slots * config.num_key_value_heads * config.head_dim  # bf16
-    # bf16 copies of the layers; keys and values; logits, log-probs, probabilities and their sums
-    parts["sampling"] = 2 * (layers + V * D) + cache + 4 * 4 * batch_size * V
+    token = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim  # its keys and values in bf16
+    # logits, log-probs, probabilities and their sums; or prompts that are read: keys and values, residuals, the MLP
+    step = 4 * 4 * batch_size * V
+    read = min(READ, batch_size * slots) * (token + 12 * D + 6 * config.intermediate_size)
+    # bf16 copies of the layers and of lm_head; keys and values of all rows
+    parts["sampling"] = 2 * (layers + V * D) + batch_size * slots * token + max(step, read)
     return {**parts, "peak": stays + max(parts["training"], parts["sampling"])}
 
 

@@ -144,7 +144,7 @@ def attention_to(cache, B: int, G: int):
         # each key/value head of each row is a sequence of its own with G queries, so that only what is there is read
         pairs = torch.arange(B * K + 1, device=lengths.device, dtype=torch.int32)
         starts_q, starts_k = pairs * G, pairs * S
-        used = (lengths + 1).int()[:, None].expand(B, K).flatten()
+        used = (lengths + 1).int()[:, None].expand(B, K).contiguous().view(-1)
 
         def attend(layer, q):
             k, v = (x[:B].view(B * K * S, 1, E) for x in (cache.k[layer], cache.v[layer]))

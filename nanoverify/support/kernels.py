@@ -67,13 +67,20 @@ def few_kernels(function):
 
 @contextlib.contextmanager
 def repeatable():
-    """Kernels that add up in the same order each time, so that the same work gives the same bits on CUDA."""
-    before = torch.are_deterministic_algorithms_enabled()
+    """Kernels that add up in the same order each time: the same work gives the same bits on CUDA.
+
+    It has to hold in the forward pass and in the backward pass that follows, since compiled
+    functions choose the kernels of both in the forward pass.
+    """
+    settings = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
+    settings.fill_uninitialized_memory = False  # it takes time, and nothing reads such memory
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before[0])
+        settings.fill_uninitialized_memory = before[1]
 
 
 # ---- attention -------------------------------------------------------------------------------------------------------
