@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nanoverify.sampler import scaled_log_probs
 from nanoverify.support.cpu import in_parallel, workers
-from nanoverify.support.kernels import autocast, few_kernels, head_dtype, product, repeatable
+from nanoverify.support.kernels import autocast, few_kernels, head_dtype, product
 
 LOGITS = {"cpu": 2 ** 26, "cuda": 2 ** 28}  # largest number of logits at once: 256 MB, 1 GB in fp32
 ROUND = 32  # on a CPU the bf16 products are compiled for each shape; lengths rounded up make few shapes: SFT takes 0.77 of the time
@@ -87,9 +87,8 @@ def backward(model, sizes: list[int], budget: int, work, parameters: list) -> li
     if count <= 1:
         results = []
         for part in parts:
-            with repeatable():
-                loss, signs = work(part)
-                loss.backward()
+            loss, signs = work(part)
+            loss.backward()
             results.append(signs)
         return read(results)
 

@@ -100,6 +100,7 @@ def decode(args, limits):
                    f"{100 * (layers + head + cached) / limits[0] / step:.0f}% of the limit")
     if args.peer:
         peer = peer_tokens(model, prompts, args.device)
+        sample(PEER_NEW)  # another length: what depends on it is compiled once more
         show("decode", f"transformers {peer:,.0f} tokens/s at {PEER_NEW} new tokens; "
                        f"ours {ROWS * PEER_NEW / sample(PEER_NEW) / peer:.1f} times as fast at as many")
 

@@ -3,16 +3,12 @@
 All of it can be left out: model.py and scoring.py then compute the same numbers, up to rounding.
 Letters as in model.py.
 """
-import contextlib
 import functools
 import importlib.util
 import os
 import shutil
 
 import torch
-
-# cuBLAS adds up in the same order each time only if its memory is set beforehand
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 # ---- precision -------------------------------------------------------------------------------------------------------
 
@@ -63,24 +59,6 @@ def few_kernels(function):
     def choose(*args):
         return compiled()(*args) if args[0].is_cuda and compiles() else function(*args)
     return choose
-
-
-@contextlib.contextmanager
-def repeatable():
-    """Kernels that add up in the same order each time: the same work gives the same bits on CUDA.
-
-    It has to hold in the forward pass and in the backward pass that follows, since compiled
-    functions choose the kernels of both in the forward pass.
-    """
-    settings = torch.utils.deterministic
-    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    settings.fill_uninitialized_memory = False  # it takes time, and nothing reads such memory
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        settings.fill_uninitialized_memory = before[1]
 
 
 # ---- attention -------------------------------------------------------------------------------------------------------
