@@ -41,6 +41,7 @@ class Problem:
         return uses_each_once(extract(response), self.numbers, int(self.answer))
 
 
+EXPRESSION = re.compile(r"[0-9 +*()-]+")
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 
 
@@ -55,7 +56,7 @@ def uses_each_once(text: str, numbers: tuple[int, ...], target: int) -> bool:
     """
     text = text.replace("\\times", "*").replace("\\cdot", "*").replace("×", "*")
     left, equals, right = text.partition("=")
-    if len(text) > 100 or equals and right.strip() != str(target):
+    if len(text) > 100 or not EXPRESSION.fullmatch(left) or equals and right.strip() != str(target):
         return False
     used = []
 

@@ -33,6 +33,13 @@ def test_accepts_by_rule():
     assert twice.accepts("The answer is 4 + 4 + 1.") and not twice.accepts("The answer is 4 + 5.")
 
 
+@pytest.mark.parametrize("text", ["5and 3", "0x8 * 3 - 5", "8 * 3 - 5 if 1 else 0", "8 *\n3 - 5", "8 3", ""])
+def test_rule_reads_plain_expressions_only(text, recwarn):
+    """Bug: Python warns about a model's text on the user's screen, or reads numbers nobody writes."""
+    assert not uses_each_once(text, (3, 5, 8), 19)
+    assert not recwarn.list
+
+
 def test_rule_never_runs_text():
     """Bug: a model's text is evaluated, or a hostile one raises, hangs or takes all memory."""
     for text in ("__import__('os').getcwd()", "9**9**9**9", "9 // 3", "6 / 2", "[x for x in (3,)]", "True", "1e3", "3.0", "-3",
