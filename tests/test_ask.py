@@ -6,7 +6,7 @@ import pytest
 from test_sampler import byte_tokenizer, tiny_model
 
 from nanoverify.problems import Problem
-from nanoverify.sampler import generate
+from nanoverify.sampler import Sampling, generate
 from nanoverify.support.files import InputError, write_jsonl
 from nanoverify.tools import ask, picture
 from nanoverify.trajectory import as_row, parse
@@ -21,7 +21,7 @@ def test_stream_is_what_the_sampler_gives(temperature):
     tokenizer = byte_tokenizer()
     model = tiny_model(tokenizer.vocab_size, 256)
     prompt = tokenizer.prompt("What is 2 + 2?")
-    (wanted,), = generate(model, [prompt], 1, 30, tokenizer.stop_ids, tokenizer.vocab_size, temperature=temperature, seed=3)
+    (wanted,), = generate(model, [prompt], Sampling(30, temperature, stop_ids=tokenizer.stop_ids, vocab_size=tokenizer.vocab_size, seed=3))
     assert list(ask.stream(model, tokenizer, prompt, 30, temperature, seed=3)) == wanted.ids
 
 

@@ -10,6 +10,7 @@ from nanoverify import evaluate
 from nanoverify.evaluate import by, correction, metrics, report, respond, table
 from nanoverify.problems import Problem
 from nanoverify.puzzles import make_puzzles
+from nanoverify.sampler import Sampling
 from nanoverify.support import stage
 from nanoverify.trajectory import Action, Trajectory
 from nanoverify.verifier import agreement
@@ -110,8 +111,8 @@ def test_respond_pairs_questions_with_answers():
     tokenizer = byte_tokenizer()
     model = tiny_model(tokenizer.vocab_size, context=512)
     problems = [Problem(str(n), "why " * n, "6", "f", None) for n in (3, 1, 8, 2)]
-    run = lambda problems, **more: [[t.ids for t in row] for row in respond(model, tokenizer, problems, 2, 8, 0.0, **more)]
-    rows = respond(model, tokenizer, problems, 2, 8, 0.0, batch_size=4)
+    run = lambda problems, **more: [[t.ids for t in row] for row in respond(model, tokenizer, problems, Sampling(8, 0.0, samples=2, **more))]
+    rows = respond(model, tokenizer, problems, Sampling(8, 0.0, samples=2, batch_size=4))
     assert [[t.problem for t in row] for row in rows] == [[p, p] for p in problems]
     assert [[t.ids for t in row] for row in rows] == [run([p])[0] for p in problems]
     assert len({tuple(row[0].ids) for row in rows}) > 1
@@ -123,7 +124,7 @@ def test_evaluation_is_greedy():
     model = tiny_model(tokenizer.vocab_size, context=512)
     problems = [Problem(str(n), "why " * n, "6", "f", None) for n in range(6)]
     ids = lambda seed: [t.ids for t in evaluate.evaluate(model, tokenizer, problems, argparse.Namespace(max_new_tokens=8, seed=seed, batch_size=4))]
-    assert ids(0) == ids(1) == [row[0].ids for row in respond(model, tokenizer, problems, 1, 8, 0.0)]
+    assert ids(0) == ids(1) == [row[0].ids for row in respond(model, tokenizer, problems, Sampling(8, 0.0))]
 
 
 def test_evaluation_asks_what_no_stage_learns(tmp_path):

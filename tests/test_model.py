@@ -5,7 +5,7 @@ import torch.nn.functional as F
 import transformers
 
 from nanoverify.checkpoint import load_config, load_model
-from nanoverify.sampler import generate
+from nanoverify.sampler import Sampling, generate
 from nanoverify.support.files import InputError, read_json, write_json
 from nanoverify.support.kernels import chunked_attention
 
@@ -113,7 +113,7 @@ def test_greedy_text_equals_transformers(pair):
     """Bug: a family's own parts (norms of q and k, biases, scaled angles) are right in the full forward but not when decoding from the cache."""
     ours, theirs = pair
     prompts = [random_ids(n).tolist() for n in (5, 17, 9)]
-    found = generate(ours, prompts, 1, 64, {SIZES["vocab_size"]}, SIZES["vocab_size"], temperature=0)
+    found = generate(ours, prompts, Sampling(64, 0, stop_ids={SIZES["vocab_size"]}, vocab_size=SIZES["vocab_size"]))
     for prompt, (sample,) in zip(prompts, found):
         expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=0)
         assert sample.ids == expected[0, len(prompt):].tolist()

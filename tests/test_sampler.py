@@ -15,6 +15,7 @@ from nanoverify.model import Config, Transformer
 from nanoverify.sampler import (
     SLOTS,
     KVCache,
+    Sampling,
     draw,
     generate,
     keep_top,
@@ -180,7 +181,7 @@ def test_batch_equals_each_prompt_alone(times, samples, batch_size, count, check
     monkeypatch.setattr("nanoverify.sampler.workers", lambda model: count)
     monkeypatch.setattr("nanoverify.sampler.CHECK", {"cpu": check})
     model, stops, expected = plain_texts
-    found = generate(model, PROMPTS * times, samples, 15, stops, 61, temperature=0, batch_size=batch_size)
+    found = generate(model, PROMPTS * times, Sampling(15, 0, samples=samples, stop_ids=stops, vocab_size=61, batch_size=batch_size))
     for text, row in zip(expected * times, found, strict=True):
         assert [sample.ids for sample in row] == [text] * samples
         assert all(sample.finished == (text[-1] in stops) for sample in row)
@@ -196,7 +197,7 @@ def test_greedy_equals_transformers(tmp_path):
                              architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path / "source")
     save_model(model, tmp_path / "saved", tmp_path / "source")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()
-    found = generate(load_model(tmp_path / "saved"), PROMPTS, 1, 20, {stop}, 61, temperature=0)
+    found = generate(load_model(tmp_path / "saved"), PROMPTS, Sampling(20, 0, stop_ids={stop}, vocab_size=61))
     for prompt, (sample,) in zip(PROMPTS, found):
         ids = torch.tensor([prompt])
         expected = theirs.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20, pad_token_id=0)
@@ -208,7 +209,7 @@ def test_greedy_equals_transformers(tmp_path):
 def test_seeds():
     """Bug: the seed is not used, or sampling draws from, or reseeds, the global generator that training relies on."""
     model = tiny_model()
-    run = lambda seed, **more: [[s.ids for s in row] for row in generate(model, PROMPTS, 2, 12, {3}, 61, seed=seed, **more)]
+    run = lambda seed, **more: [[s.ids for s in row] for row in generate(model, PROMPTS, Sampling(12, samples=2, stop_ids={3}, vocab_size=61, seed=seed, **more))]
     torch.manual_seed(5)
     before = torch.get_rng_state()
     first = run(0)
@@ -222,7 +223,7 @@ def test_seeds():
 def test_log_probs_equal_the_trainers(temperature):
     """Bug: log-probs are of another token, another temperature or another vocabulary than those the trainer computes."""
     model, vocab_size = tiny_model(vocab_size=64), 60
-    rows = generate(model, PROMPTS, 3, 14, {3}, vocab_size, temperature=temperature, batch_size=6)
+    rows = generate(model, PROMPTS, Sampling(14, temperature, samples=3, stop_ids={3}, vocab_size=vocab_size, batch_size=6))
     for prompt, row in zip(PROMPTS, rows):
         for sample in row:
             with torch.no_grad():
@@ -240,7 +241,7 @@ def test_autocast(count, monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         cache, logits = prefill(model, PROMPTS)
         assert cache.k[0].dtype == torch.bfloat16 and logits.dtype == torch.float32
-        rows, differences = generate(model, PROMPTS, 3, 40, {3}, 61, batch_size=6), []
+        rows, differences = generate(model, PROMPTS, Sampling(40, samples=3, stop_ids={3}, vocab_size=61, batch_size=6)), []
         for prompt, row in zip(PROMPTS, rows):
             for sample in row:
                 with torch.no_grad():
@@ -253,7 +254,7 @@ def test_autocast(count, monkeypatch):
 
 def test_stop_and_truncation():
     """Bug: the stop id is dropped, something is written behind it, or a cut response counts as finished."""
-    samples = [s for row in generate(tiny_model(), PROMPTS, 30, 12, {3, 17}, 61, batch_size=40) for s in row]
+    samples = [s for row in generate(tiny_model(), PROMPTS, Sampling(12, samples=30, stop_ids={3, 17}, vocab_size=61, batch_size=40)) for s in row]
     finished = [s for s in samples if s.finished]
     cut = [s for s in samples if not s.finished]
     assert len(finished) > 20 and len(cut) > 20
@@ -267,7 +268,7 @@ def test_stop_and_truncation():
 def test_place_and_neighbours_do_not_matter(monkeypatch):
     """Bug: what is drawn for one sample depends on which rows are in the batch, on the worker or on when rows are looked at."""
     model = tiny_model()
-    run = lambda **more: [[(s.ids, s.finished) for s in row] for row in generate(model, PROMPTS, 4, 12, {3, 17}, 61, seed=2, **more)]
+    run = lambda **more: [[(s.ids, s.finished) for s in row] for row in generate(model, PROMPTS, Sampling(12, samples=4, stop_ids={3, 17}, vocab_size=61, seed=2, **more))]
     expected = run()
     assert all(run(batch_size=size) == expected for size in (4, 7, 9))
     monkeypatch.setattr("nanoverify.sampler.CHECK", {"cpu": 5})
@@ -285,7 +286,7 @@ def test_prompts_are_read_in_parts(monkeypatch):
         return real(model, prompts, *rest)
 
     def texts():
-        return [[s.ids for s in row] for row in generate(model, PROMPTS, 4, 12, {3, 17}, 61)]
+        return [[s.ids for s in row] for row in generate(model, PROMPTS, Sampling(12, samples=4, stop_ids={3, 17}, vocab_size=61))]
 
     whole = texts()
     monkeypatch.setattr(sampler, "prefill", prefill)
@@ -303,7 +304,7 @@ def test_every_token_has_its_own_random_number(batch_size):
     the model's own variety hides: here all tokens are equally likely."""
     model = tiny_model()
     torch.nn.init.zeros_(model.lm_head.weight)
-    texts = [tuple(sample.ids) for row in generate(model, PROMPTS, 4, 20, set(), 61, batch_size=batch_size) for sample in row]
+    texts = [tuple(sample.ids) for row in generate(model, PROMPTS, Sampling(20, samples=4, vocab_size=61, batch_size=batch_size)) for sample in row]
     assert len(texts) == 28 and min(len(set(text)) for text in texts) > 10 and len(set(texts)) == 28
     assert all(len(set(column)) > 14 for column in zip(*texts))
 
@@ -320,14 +321,14 @@ def test_an_error_stops_all_workers(monkeypatch):
         return plain(fused, ids, cache)
     monkeypatch.setattr("nanoverify.sampler.decode", broken)
     with pytest.raises(KeyboardInterrupt):
-        generate(tiny_model(context=4000), [PROMPTS[0], PROMPTS[3]], 1, 3000, set(), 61)
+        generate(tiny_model(context=4000), [PROMPTS[0], PROMPTS[3]], Sampling(3000, vocab_size=61))
     assert len(fed) < 3000
 
 
 def test_samples_of_one_prompt_are_independent():
     """Bug: the prompt's first token is drawn once and copied, so the K samples share it."""
     for batch_size in (64, 8):
-        row = generate(tiny_model(), [PROMPTS[0], PROMPTS[2]], 8, 6, {3}, 61, temperature=1.5, batch_size=batch_size)[0]
+        row = generate(tiny_model(), [PROMPTS[0], PROMPTS[2]], Sampling(6, 1.5, samples=8, stop_ids={3}, vocab_size=61, batch_size=batch_size))[0]
         assert len({sample.ids[0] for sample in row}) > 3
         assert len({tuple(sample.ids) for sample in row}) == 8
 
@@ -408,16 +409,16 @@ def test_padding_of_the_vocabulary_is_never_sampled(temperature, top_k, top_p):
     """Bug: ids that the tokenizer does not know, likely in an untrained row of the weights, get out."""
     model = tiny_model()
     model.lm_head.weight.data[50:] = 30 * model.lm_head.weight.data[:11]
-    rows = generate(model, PROMPTS, 4, 10, {3}, 50, temperature=temperature, top_k=top_k, top_p=top_p)
+    rows = generate(model, PROMPTS, Sampling(10, temperature, samples=4, stop_ids={3}, vocab_size=50, top_k=top_k, top_p=top_p))
     assert max(id for row in rows for sample in row for id in sample.ids) < 50
 
 
 def test_prompts_that_do_not_fit():
     """Bug: positions beyond the context are used silently, an empty prompt reads another row, or the limit is off by one."""
     model = tiny_model(context=16)
-    assert len(generate(model, [[1] * 10], 1, 6, set([60]), 61, temperature=0)[0][0].ids) <= 6
+    assert len(generate(model, [[1] * 10], Sampling(6, 0, stop_ids=set([60]), vocab_size=61))[0][0].ids) <= 6
     with pytest.raises(InputError, match="prompt 2 of 2 has 11 tokens.*16"):
-        generate(model, [[1], [1] * 11], 1, 6, {60}, 61)
+        generate(model, [[1], [1] * 11], Sampling(6, stop_ids={60}, vocab_size=61))
     with pytest.raises(InputError, match="prompt 1"):
-        generate(model, [[]], 1, 6, {60}, 61)
-    assert generate(model, [], 2, 6, {60}, 61) == []
+        generate(model, [[]], Sampling(6, stop_ids={60}, vocab_size=61))
+    assert generate(model, [], Sampling(6, samples=2, stop_ids={60}, vocab_size=61)) == []

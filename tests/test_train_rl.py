@@ -15,6 +15,7 @@ from nanoverify.checkpoint import load_model
 from nanoverify.evaluate import respond
 from nanoverify.problems import Problem
 from nanoverify.rollout import PPO, Rollout, action_values, log_probs, rollout_of
+from nanoverify.sampler import Sampling
 from nanoverify.scoring import ROUND
 from nanoverify.support.files import InputError
 from nanoverify.tokenizer import Tokenizer
@@ -97,7 +98,7 @@ def test_responses_keep_the_log_probs_they_were_drawn_with(temperature, fp32):
     tokenizer = byte_tokenizer()
     model = tiny_model(tokenizer.vocab_size, context=512)
     problems = [Problem(str(n), "why " * n, "6", "f", None) for n in (3, 1, 8, 2)]
-    record = rollout_of(respond(model, tokenizer, problems, 3, 12, temperature, seed=5), tokenizer)
+    record = rollout_of(respond(model, tokenizer, problems, Sampling(12, temperature, samples=3, seed=5)), tokenizer)
     assert record.sizes == [3] * 4 and len({t.problem.id for t in record.trajectories}) == 4
     assert record.old.isfinite().all()
     for i, t in enumerate(record.trajectories):

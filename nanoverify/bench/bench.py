@@ -43,7 +43,7 @@ import train_sft
 from nanoverify.checkpoint import find_folder, load_model
 from nanoverify.problems import SOLVE_PROMPT
 from nanoverify.puzzles import make_puzzles
-from nanoverify.sampler import generate
+from nanoverify.sampler import Sampling, generate
 from nanoverify.scoring import join
 from nanoverify.support.cost import now
 from nanoverify.support.files import InputError, run
@@ -150,7 +150,7 @@ def peer_loss(peer, batch, device):
 
 def compare(model, tokenizer, peer, prompts, max_new_tokens: int, batch=()):
     """InputError unless ours and transformers, both in fp32, write the same text greedily and find the same loss on a batch of trajectories."""
-    ours = generate(model, prompts, 1, max_new_tokens, tokenizer.stop_ids, tokenizer.vocab_size, temperature=0.0)
+    ours = generate(model, prompts, Sampling(max_new_tokens, 0.0, stop_ids=tokenizer.stop_ids, vocab_size=tokenizer.vocab_size))
     theirs = peer_responses(peer, tokenizer, prompts, 1, max_new_tokens, len(prompts), do_sample=False)
     different = [i + 1 for i, ([sample], ids) in enumerate(zip(ours, theirs, strict=True)) if sample.ids != ids]
     if different:
@@ -170,7 +170,7 @@ def sampling(model, tokenizer, peers, prompts, samples: int, max_new_tokens: int
     def ours(number):
         began = now(args.device)
         with autocast(args.device):
-            rows = generate(model, prompts, samples, max_new_tokens, tokenizer.stop_ids, tokenizer.vocab_size, seed=number, batch_size=args.batch_size)
+            rows = generate(model, prompts, Sampling(max_new_tokens, samples=samples, stop_ids=tokenizer.stop_ids, vocab_size=tokenizer.vocab_size, seed=number, batch_size=args.batch_size))
             size = 2 if torch.is_autocast_enabled(torch.device(args.device).type) else 4
         seconds, lengths = now(args.device) - began, [[len(sample.ids) for sample in row] for row in rows]
         return seconds, sum(map(sum, lengths)), *decoding_work(model.config, [len(p) for p in prompts], lengths, args.batch_size, size)

@@ -84,7 +84,7 @@ def decode(args, limits):
     def sample(new: int) -> float:
         began = now(args.device)
         with autocast(args.device):
-            generate(model, prompts, 1, new, set(), V, batch_size=ROWS)
+            generate(model, prompts, Sampling(new, vocab_size=V, batch_size=ROWS))
         return now(args.device) - began
     sample(NEW)  # small operations are compiled, once for shapes like these
     held(args.device)
@@ -115,7 +115,7 @@ def step_bytes(model, length: int) -> tuple[int, int, int]:
 @torch.inference_mode()
 def steps(model, device, count: int = 50) -> float:
     """Seconds of one step at full length, the median of 5 times `count`."""
-    sampling = Sampling(count, frozenset(), model.config.vocab_size)
+    sampling = Sampling(count, vocab_size=model.config.vocab_size)
     with autocast(device):
         batch = Batch(model, ROWS, PROMPT + NEW - count, sampling)
     batch.active = [Sample()] * ROWS
@@ -191,7 +191,7 @@ def repeat(args, limits):
     for _ in range(2):
         model = new_model(SMOLLM, args.device)
         with autocast(args.device):
-            rows = generate(model, prompts_of(model, 64, 64), 4, 128, {0, 1, 2}, model.config.vocab_size)
+            rows = generate(model, prompts_of(model, 64, 64), Sampling(128, samples=4, stop_ids={0, 1, 2}, vocab_size=model.config.vocab_size))
         texts.append([sample.ids + sample.logprobs for row in rows for sample in row])
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
         settings = SimpleNamespace(device=args.device, micro_tokens=4096, kl=0.0)
@@ -227,7 +227,7 @@ def operations(layers: int) -> tuple[int, int]:
     for number in (1, 2):
         model = new_model({**SMOLLM, "hidden_size": 18, "vocab_size": 64, "num_hidden_layers": number}, "cpu")
         with torch.inference_mode():
-            batch = Batch(model, 4, 8, Sampling(8, frozenset(), 64))
+            batch = Batch(model, 4, 8, Sampling(8, vocab_size=64))
             batch.admit([0], [[1] * 8], [[Sample()] * 4])
             with Operations() as seen:
                 batch.step()

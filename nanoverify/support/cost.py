@@ -96,7 +96,7 @@ def decoding_step(model, rows: int, slots: int) -> float:
 
     @torch.inference_mode()
     def prepare(rows):
-        sampling = Sampling(few, frozenset(), model.config.vocab_size)
+        sampling = Sampling(few, vocab_size=model.config.vocab_size)
         with autocast(device):
             batch = Batch(model, rows, slots - few, sampling)
         batch.active = [Sample()] * rows
