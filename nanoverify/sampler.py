@@ -234,7 +234,10 @@ def uniform(seed: int, prompt: int, samples: int, tokens: int):
 
 
 def next_token(logits, temperature, top_k, top_p, u):
-    """ids (B,) and their log-probs (B,). Temperature 0 is greedy: all mass on one token, log-prob 0."""
+    """ids (B,) and their log-probs (B,).
+
+    Temperature 0 is greedy: all mass is on one token, whose log-prob is 0.
+    """
     if temperature == 0:
         ids = logits.argmax(-1)
         return ids, torch.zeros(ids.shape, device=ids.device)

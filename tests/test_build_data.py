@@ -22,8 +22,9 @@ def stage_0(tmp_path, monkeypatch):
     questions = tmp_path / "questions.jsonl"
     questions.write_text("".join(json.dumps({"id": name, "question": f"{name}?", "answer": "6"}) + "\n" for name in ANSWERS))
 
-    def respond(model, tokenizer, problems, samples, max_new_tokens, temperature, seed, batch_size, progress):
-        asked.append(("answer", samples, max_new_tokens, temperature, seed))
+    def respond(model, tokenizer, problems, sampling, progress):
+        asked.append(("answer", sampling.samples, sampling.max_new_tokens, sampling.temperature,
+                      sampling.seed))
         rows = []
         for problem in problems:
             texts = [f"Way {i}. The answer is {answer}{'.' * ended}" for i, (answer, ended) in enumerate(ANSWERS[problem.id])]
@@ -31,8 +32,9 @@ def stage_0(tmp_path, monkeypatch):
             rows.append([parse(problem, row, ended, tokenizer) for row, (_, ended) in zip(ids, ANSWERS[problem.id])])
         return rows
 
-    def verify(model, tokenizer, claims, style, count, max_new_tokens, temperature, seed, batch_size, progress):
-        asked.append((style, claims, count, temperature, seed))
+    def verify(model, tokenizer, claims, style, sampling, progress):
+        count = sampling.samples
+        asked.append((style, claims, count, sampling.temperature, sampling.seed))
         # a check of 9 is wrong, and so is everything by solving again
         said = [VERDICTS[(answer in "69") == (style == "confirmative")] for _, answer in claims]
         texts = [f"Check of {answer}. {text}" for (_, answer), text in zip(claims, said)]

@@ -119,12 +119,13 @@ def sft_setup(policy, device, rows, *flags):
     torch.set_float32_matmul_precision("highest")
     base = load_model(policy, device).requires_grad_(False) if args.kl else None
     optimizer = careful(torch.optim.AdamW(model.parameters(), fused=True))
-    return SimpleNamespace(model=model, base=base, batch=rows, optimizer=optimizer, args=args,
+    return SimpleNamespace(model=model, base=base, batch=rows, optimizer=optimizer,
+                           settings=train_sft.SFT(args.micro_tokens, args.kl),
                            vocab_size=tokenizer.vocab_size)
 
 
 def sft_update(s) -> list[float]:
-    loss, kl, _ = train_sft.accumulate(s.model, s.base, s.batch, s.vocab_size, s.args)
+    loss, kl, _ = train_sft.accumulate(s.model, s.base, s.batch, s.vocab_size, s.settings)
     return [loss, kl, clipped_step(s.model, s.optimizer, "here")]
 
 
@@ -144,7 +145,7 @@ def rl_setup(policy, device, groups, *flags):
     model, tokenizer = load(args)
     torch.set_float32_matmul_precision("highest")
     reference = copy.deepcopy(model).requires_grad_(False) if args.beta else None
-    value_head, optimizer = train_rl.learner(model, args)
+    value_head, optimizer = train_rl.learner(model, args.advantage == "gae", args.lr)
     settings = PPO(tokenizer.vocab_size, args.temperature, args.epochs, args.minibatches, args.clip,
                    args.micro_tokens)
     rules = train_rl.Rules(args.reward, args.advantage == "gae", args.beta, args.plain)

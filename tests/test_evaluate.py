@@ -123,8 +123,12 @@ def test_evaluation_is_greedy():
     tokenizer = byte_tokenizer()
     model = tiny_model(tokenizer.vocab_size, context=512)
     problems = [Problem(str(n), "why " * n, "6", "f", None) for n in range(6)]
-    ids = lambda seed: [t.ids for t in evaluate.evaluate(model, tokenizer, problems, argparse.Namespace(max_new_tokens=8, seed=seed, batch_size=4))]
-    assert ids(0) == ids(1) == [row[0].ids for row in respond(model, tokenizer, problems, Sampling(8, 0.0))]
+
+    def ids(seed):
+        sampling = Sampling(8, 1.0, samples=2, seed=seed, batch_size=4)
+        return [t.ids for t in evaluate.evaluate(model, tokenizer, problems, sampling)]
+    greedy = respond(model, tokenizer, problems, Sampling(8, 0.0))
+    assert ids(0) == ids(1) == [row[0].ids for row in greedy]
 
 
 def test_evaluation_asks_what_no_stage_learns(tmp_path):

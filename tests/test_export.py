@@ -63,9 +63,8 @@ def test_exported_files(tmp_path, monkeypatch):
     write_jsonl("t.jsonl", [{"id": "1", "question": "5 + 1?", "answer": "6", "response": text}])
     export.main(["--data", "t.jsonl", "--count", "3", "--device", "cpu"])
     (_, row), = read_jsonl("handover/sft.jsonl")
-    args = train_sft.flags(["--data", "t.jsonl", "--device", "cpu"])
     tokenizer = Tokenizer.load(POLICY)
-    ((prompt, ids, mask, _),), _ = train_sft.read_rows(args, tokenizer, 1024)
+    ((prompt, ids, mask, _),), _ = train_sft.read_rows("t.jsonl", tokenizer, 1024, None)
     assert row["input_ids"] == prompt + ids
     assert row["labels"] == [-100] * len(prompt) + [token if learned else -100 for token, learned in zip(ids, mask)]
     assert 0 < sum(label != -100 for label in row["labels"]) < len(ids)  # the wrong solution is not learned

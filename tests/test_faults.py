@@ -9,14 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_input import (  # two of them are fixtures
-    GOOD,
-    SMALL,
-    elsewhere,
-    left_behind,
-    policy,
-    refusal,
-)
+from test_input import GOOD, SMALL, left_behind, refusal
 
 import build_data
 import train_rl
@@ -26,6 +19,7 @@ from nanoverify.support import state
 from nanoverify.support.files import InputError, read_json, read_jsonl, write_json, write_jsonl
 from nanoverify.tools import export
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
 LINE = json.dumps(GOOD).encode()
 DEEP = b"[" * 100_000
 

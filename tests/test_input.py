@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_sampler import save_policy
 
 import build_data
 import train_rl
@@ -21,23 +20,10 @@ from nanoverify.tokenizer import Tokenizer
 from nanoverify.trajectory import RECHECK
 from nanoverify.verifier import VERDICTS, Verification
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
 ROOT = Path(__file__).parents[1]
 SMALL = ["--device", "cpu", "--max-new-tokens", "5", "--test-count", "2"]
 GOOD = {"id": "1", "question": "1 + 1?", "answer": "2", "response": f"The answer is 2.\n\n{RECHECK}\n\n{VERDICTS[True]}"}
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory):
-    return save_policy(tmp_path_factory.mktemp("input") / "policy")
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Default folders such as out/sft do not exist here, and the hub is out of reach."""
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return tmp_path / "work"
 
 
 def refusal(main, argv, capsys) -> str:

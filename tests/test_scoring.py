@@ -1,5 +1,4 @@
 """Log-probs, entropies, divergences and masks against torch's own functions and transformers' gradients."""
-import argparse
 import json
 import random
 from unittest import mock
@@ -159,8 +158,10 @@ def gradients(model, budget, base=None, kl=0.0):
     """Mean loss over all learned tokens of ROWS, by train_sft's own step, in fp32 on any processor."""
     model.zero_grad()
     batch = [(prompt, ids, mask, n) for n, ((prompt, ids), mask) in enumerate(zip(ROWS, MASKS))]
-    with mock.patch.object(train_sft, "autocast", lambda device: torch.autocast("cpu", enabled=False)):
-        total, *_ = train_sft.accumulate(model, base, batch, REAL, argparse.Namespace(micro_tokens=budget, device="cpu", kl=kl))
+    def in_fp32(device):
+        return torch.autocast("cpu", enabled=False)
+    with mock.patch.object(train_sft, "autocast", in_fp32):
+        total, *_ = train_sft.accumulate(model, base, batch, REAL, train_sft.SFT(budget, kl))
     return total, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 

@@ -1,5 +1,4 @@
 """Nothing is lost: states are whole or not used, a run that goes on equals one never stopped, faults leave the state before intact."""
-import argparse
 import builtins
 import errno
 import io
@@ -15,14 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_input import (  # two of them are fixtures
-    GOOD,
-    SMALL,
-    elsewhere,
-    left_behind,
-    policy,
-    refusal,
-)
+from test_input import GOOD, SMALL, left_behind, refusal
 
 import build_data
 import train_rl
@@ -39,6 +31,8 @@ from nanoverify.support.files import (
     write_jsonl,
 )
 from nanoverify.support.stage import batch_of
+
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def write(folder, step, keep=2):
@@ -172,17 +166,18 @@ def test_every_fault_of_a_step(tmp_path, monkeypatch, number):
     or is passed over without the new state being there."""
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
-    args = argparse.Namespace(save_every=1, keep=1, allow_changes=False)
+    learner, saving = state.Learner(model, optimizer), state.Saving(last=10 ** 6, every=1, keep=1)
     run, steps = {"lr": 1}, [0]
-    state.go_on(tmp_path, run, args, model, optimizer)
+    state.go_on(tmp_path, run, learner, False)
 
     def save():
         steps[0] += 1
         torch.nn.init.constant_(model.weight, steps[0])
-        state.save_step(tmp_path, {"step": steps[0], "note": "x" * 100}, 10 ** 6, {"run": run}, args, [], model, optimizer)
+        line = {"step": steps[0], "note": "x" * 100}
+        state.save_step(tmp_path, line, {"run": run}, learner, saving, [])
 
     def check(said):
-        found = state.go_on(tmp_path, run, args, model, optimizer)
+        found = state.go_on(tmp_path, run, learner, False)
         assert found["step"] == steps[0] or said and found["step"] == good[-1]  # the new one is whole already where the last sync fails
         if said:
             assert str(tmp_path) in said and os.strerror(number) in said and "needs" in said and "--resume" in said, said
@@ -291,7 +286,7 @@ def test_resume_equals_one_run(policy, data, capsys):
     with open("twice/metrics.jsonl", "a") as log:
         log.write('{"step": 3}\n')  # of a step whose state was not saved
     run_sft(policy, "twice", "--steps", "4", "--resume", "--save-every", "3")
-    assert "going on behind step 2" in capsys.readouterr().out
+    assert "resuming after step 2" in capsys.readouterr().out
     run_sft(policy, "twice", "--steps", "5", "--resume", "--keep", "2")
     assert_equal_runs()
 
@@ -303,14 +298,15 @@ def test_resume_of_rl_equals_one_run(policy, elsewhere, flags, monkeypatch, caps
     flags, real = [*flags, "--steps", "6", "--lr", "0.01", "--save-every", "2"], train_rl.sample
     run_rl(policy, "whole", *flags)
     for stop in (4, 6):
-        def sample(model, tokenizer, asked, step, args):
-            return real(model, tokenizer, asked, step, args) if step < stop else 1 / 0
+        def sample(model, tokenizer, asked, sampling, offline, stop=stop):
+            step = sampling.seed  # --seed is 0
+            return real(model, tokenizer, asked, sampling, offline) if step < stop else 1 / 0
         monkeypatch.setattr(train_rl, "sample", sample)
         with pytest.raises(ZeroDivisionError):
             run_rl(policy, "twice", *flags, *["--resume"] * (stop > 4))
     monkeypatch.setattr(train_rl, "sample", real)
     run_rl(policy, "twice", *flags, "--resume")
-    assert "going on behind step 4" in capsys.readouterr().out
+    assert "resuming after step 4" in capsys.readouterr().out
     assert_equal_runs()
     if "--beta" in flags:
         assert any(abs(line["kl_to_reference"]) > 1e-3 for _, line in read_jsonl("whole/metrics.jsonl"))

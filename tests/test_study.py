@@ -33,8 +33,8 @@ def test_majority(monkeypatch, tmp_path):
     answers = {"a": "1212", "b": "3211", "c": "2233"}  # the right answer is 1: a tie won by the earliest, won, lost
     asked = []
 
-    def respond(model, tokenizer, problems, votes, *rest):
-        asked.append(votes)
+    def respond(model, tokenizer, problems, sampling):
+        asked.append(sampling.samples)
         return [[Trajectory(Problem(name, "?", "1", "f", level), [1] * 10, True, [Action("solve", 0, 10, "", answer=x, right=x == "1")]) for x in row]
                 for level, (name, row) in enumerate(answers.items(), 1)]
     monkeypatch.setattr(study, "respond", respond)
@@ -52,10 +52,10 @@ def test_best_of_n(monkeypatch, tmp_path):
     accepted = {("a", "1"), ("b", "2"), ("b", "3"), ("c", "3")}
     counts, gold = [], {"a": 1, "b": 2, "c": 3}
 
-    def respond(model, tokenizer, problems, count, *rest):
-        counts.append(count)
+    def respond(model, tokenizer, problems, sampling):
+        counts.append(sampling.samples)
         return [[Trajectory(Problem(name, name, "1", "f", gold[name]), [1] * 10, True,
-                            [Action("solve", 0, 10, "", answer=x, right=x == "1")]) for x in row[:count]]
+                            [Action("solve", 0, 10, "", answer=x, right=x == "1")]) for x in row[: sampling.samples]]
                 for name, row in answers.items()]
 
     def verify(model, tokenizer, claims, style, *rest):
@@ -168,7 +168,7 @@ def test_beyond(monkeypatch, tmp_path):
     """Bug: with k attempts allowed, a later one counts, or a response that stopped before counts as wrong; the file of an earlier call is not used."""
     solve, check = lambda right: Action("solve", 0, 1, "", right=right), Action("verify", 1, 2, "", verdict=False)
 
-    def respond(model, tokenizer, problems, count, longest, temperature):
+    def respond(model, tokenizer, problems, sampling):
         rights = {"a": [True], "b": [False, True], "c": [False, False, False, True]}
         return [[Trajectory(problems[0], [1], True, [action for right in row for action in (solve(right), check)])] for row in rights.values()]
     monkeypatch.setattr(study, "respond", respond)

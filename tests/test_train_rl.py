@@ -98,7 +98,8 @@ def test_responses_keep_the_log_probs_they_were_drawn_with(temperature, fp32):
     tokenizer = byte_tokenizer()
     model = tiny_model(tokenizer.vocab_size, context=512)
     problems = [Problem(str(n), "why " * n, "6", "f", None) for n in (3, 1, 8, 2)]
-    record = rollout_of(respond(model, tokenizer, problems, Sampling(12, temperature, samples=3, seed=5)), tokenizer)
+    sampling = Sampling(12, temperature, samples=3, seed=5)
+    record = rollout_of(respond(model, tokenizer, problems, sampling), tokenizer)
     assert record.sizes == [3] * 4 and len({t.problem.id for t in record.trajectories}) == 4
     assert record.old.isfinite().all()
     for i, t in enumerate(record.trajectories):
@@ -113,9 +114,7 @@ def test_responses_keep_the_log_probs_they_were_drawn_with(temperature, fp32):
         assert not record.old[i, n:].any()
 
 
-def pool_args(**changes):
-    usual = dict(samples=4, max_new_tokens=9, temperature=0.7, seed=3, batch_size=9)
-    return SimpleNamespace(**{**usual, "filter": 2, "reward": "outcome", **changes})
+FOUR_SAMPLES = Sampling(9, 0.7, samples=4, seed=3, batch_size=9)
 
 
 def test_offline_pool(monkeypatch, capsys):
@@ -127,12 +126,16 @@ def test_offline_pool(monkeypatch, capsys):
             [made("++"), made("-+"), made("-+", finished=False), broken]]
     asked = []
     monkeypatch.setattr(train_rl, "respond", lambda *rest: asked.append(rest[3:]) or rows)
-    pool = lambda **changes: train_rl.offline_pool(None, None, [PROBLEM] * 4, pool_args(**changes))
-    assert [[t for t, _ in row] for row in pool()] == [rows[3][:3]]
-    assert asked == [(4, 9, 0.7, 3, 9, "offline")]
+
+    def pool(reward):
+        return train_rl.offline_pool(None, None, [PROBLEM] * 4, FOUR_SAMPLES, reward)
+    assert [[t for t, _ in row] for row in pool("outcome")] == [rows[3][:3]]
+    assert asked == [(FOUR_SAMPLES, "offline")]
     assert "1 of 4 questions and 3 of 16 responses" in capsys.readouterr().out
     # outcomes 1, -1, -1; process rewards (1, 1), (-1, 1), (-1, -1)
-    advantages = lambda reward: [values for _, values in pool(reward=reward)[0]]
+
+    def advantages(reward):
+        return [values for _, values in pool(reward)[0]]
     assert advantages("outcome") == [about([4 / 3, 4 / 3])] + [about([-2 / 3, -2 / 3])] * 2
     process = [[4 / 3, 2 / 3], [-2 / 3, 2 / 3], [-2 / 3, -4 / 3]]
     assert advantages("process") == [about(row) for row in process]
@@ -143,7 +146,7 @@ def test_offline_baselines_are_those_of_like_questions(monkeypatch):
     """Bug: easy and hard questions share a baseline, or two of like accuracy do not."""
     rows = [[made("++")] * a + [made("--")] * (10 - a) for a in (1, 5, 5, 7)]
     monkeypatch.setattr(train_rl, "respond", lambda *rest: rows)
-    pool = train_rl.offline_pool(None, None, [PROBLEM] * 4, pool_args(samples=10))
+    pool = train_rl.offline_pool(None, None, [PROBLEM] * 4, FOUR_SAMPLES, "outcome")
     assert [row[0][1] for row in pool] == [about([2 * (1 - a / 10)] * 2) for a in (1, 5, 5, 7)]
 
 
@@ -154,7 +157,7 @@ def test_offline_accuracy_counts_rewards_of_all_samples(monkeypatch):
     cut = made("+", finished=False)
     rows = [[made("++"), cut, cut, cut], [broken, made("--"), made("--"), made("--")]]
     monkeypatch.setattr(train_rl, "respond", lambda *rest: rows)
-    pool = train_rl.offline_pool(None, None, [PROBLEM] * 2, pool_args())
+    pool = train_rl.offline_pool(None, None, [PROBLEM] * 2, FOUR_SAMPLES, "outcome")
     assert [[t for t, _ in row] for row in pool] == [rows[0], rows[1][1:]]  # 1 of 4 right in both
 
 
@@ -165,8 +168,8 @@ def test_filter_keeps_what_is_sometimes_solved(monkeypatch, capsys):
             [made("++"), cut], [made("--"), cut]]
     asked = []
     monkeypatch.setattr(train_rl, "respond", lambda *rest: asked.append(rest[3:]) or rows)
-    assert train_rl.sometimes_solved(None, None, list("abcde"), pool_args()) == ["c", "d"]
-    assert asked == [(2, 9, 0.7, 3, 9, "filter")]
+    kept = train_rl.sometimes_solved(None, None, list("abcde"), FOUR_SAMPLES)
+    assert kept == ["c", "d"] and asked == [(FOUR_SAMPLES, "filter")]
     assert "2 of 5 questions" in capsys.readouterr().out
 
 
@@ -446,8 +449,8 @@ class Stub:
         for name in ("respond", "evaluate", "update"):
             monkeypatch.setattr(train_rl, name, getattr(self, name))
 
-    def respond(self, model, tokenizer, problems, samples, longest, temperature, seed, batch_size):
-        self.asked.append((len(problems), samples, temperature, seed))
+    def respond(self, model, tokenizer, problems, sampling):
+        self.asked.append((len(problems), sampling.samples, sampling.temperature, sampling.seed))
         return self.groups
 
     def evaluate(self, model, *rest):
@@ -533,7 +536,7 @@ def test_offline_learns_from_the_pool(tmp_path, monkeypatch, stub):
     numbers = {"++": [1.0, -0.5], "-+++": [2.0, -0.5, 0.25, 2.0]}
     pool = [[(made(signs), row) for signs, row in numbers.items()] for _ in range(2)]
     monkeypatch.setattr(train_rl, "offline_pool",
-                        lambda model, tokenizer, problems, args: pool if len(problems) == 5 else 0)
+                        lambda model, tokenizer, problems, *rest: pool if len(problems) == 5 else 0)
     monkeypatch.setattr(train_rl, "respond", None)
     start, kls = load_model(tmp_path / "policy"), []
 

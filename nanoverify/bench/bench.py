@@ -215,7 +215,7 @@ def rl(model, tokenizer, trl: bool, args) -> dict:
     settings = train_rl.PPO(tokenizer.vocab_size, minibatches=args.minibatches, micro_tokens=args.micro_tokens)
 
     def ours(number):  # as in train_rl.main
-        _, optimizer = train_rl.learner(model, args)
+        _, optimizer = train_rl.learner(model, gae=False, lr=args.lr)
         began = now(args.device)
         rollout = train_rl.sample(model, tokenizer, problems, number, args)
         train_rl.weigh(rollout, train_rl.Rules(), random.Random(number))

@@ -16,8 +16,8 @@ Each part on a GPU also prints the most memory that PyTorch held, beside what `c
 """
 import argparse
 import random
+from dataclasses import replace
 from statistics import median
-from types import SimpleNamespace
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -151,7 +151,7 @@ def trajectories(model, rows: int, prompt: int, response: int) -> list:
 
 def sft(args, limits):
     model = new_model(QWEN, args.device)
-    batch, settings = trajectories(model, 16, 128, 896), SimpleNamespace(device=args.device, micro_tokens=16384, kl=0.0)
+    batch, settings = trajectories(model, 16, 128, 896), train_sft.SFT(micro_tokens=16384)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     times = []
     for _ in range(5):
@@ -170,12 +170,12 @@ def sft(args, limits):
 def rl(args, limits):
     model, tokenizer = new_model(SMOLLM, args.device), Tokenizer.load(POLICY)
     settings = train_rl.PPO(tokenizer.vocab_size, minibatches=4, micro_tokens=16384)
-    flags = train_rl.flags(["--device", args.device, "--lr", "1e-6", "--max-new-tokens", "256"])
-    _, optimizer = train_rl.learner(model, flags)
+    sampling = Sampling(256, samples=8)
+    _, optimizer = train_rl.learner(model, gae=False, lr=1e-6)
     problems = make_puzzles("train", 32, seed=0)
     for number in range(3):
         began = now(args.device)
-        rollout = train_rl.sample(model, tokenizer, problems, number, flags)
+        rollout = train_rl.sample(model, tokenizer, problems, replace(sampling, seed=number), False)
         sampled = now(args.device)
         train_rl.weigh(rollout, train_rl.Rules(), random.Random(number))
         # random weights answer nothing right, so nothing would be learned
@@ -194,7 +194,7 @@ def repeat(args, limits):
             rows = generate(model, prompts_of(model, 64, 64), Sampling(128, samples=4, stop_ids={0, 1, 2}, vocab_size=model.config.vocab_size))
         texts.append([sample.ids + sample.logprobs for row in rows for sample in row])
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-        settings = SimpleNamespace(device=args.device, micro_tokens=4096, kl=0.0)
+        settings = train_sft.SFT(micro_tokens=4096)
         for _ in range(2):
             train_sft.accumulate(model, None, trajectories(model, 16, 64, 400), model.config.vocab_size, settings)
             clipped_step(model, optimizer, "repeat")
@@ -232,7 +232,7 @@ def operations(layers: int) -> tuple[int, int]:
             with Operations() as seen:
                 batch.step()
         decoding.append(seen.count)
-        settings = SimpleNamespace(device="cpu", micro_tokens=1024, kl=0.0)
+        settings = train_sft.SFT(micro_tokens=1024)
         with Operations() as seen:
             train_sft.accumulate(model, None, trajectories(model, 4, 4, 20), 64, settings)
         training.append(seen.count)

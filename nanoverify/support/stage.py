@@ -143,8 +143,8 @@ def clipped_step(model, optimizer, where: str) -> float:
     """
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
     if not math.isfinite(norm):
-        raise InputError(f"{where}: the gradient is not finite; lower --lr and go on from the last "
-                         "saved state with --resume --allow-changes")
+        raise InputError(f"{where}: the gradient is not finite; lower --lr and continue "
+                         "from the last saved state with --resume --allow-changes")
     optimizer.step()
     optimizer.zero_grad()
     return norm
@@ -197,6 +197,23 @@ def print_time(model, args, vocab_size: int, responses: int, longest: int = 0, t
         fixed, per_token = tokens * seconds, per_token + trained * seconds
     del moments
     print(cost.time_line(fixed, per_token))
+
+
+def print_rl_plan(model, tokenizer, problems: list[Problem], held_out: int, args):
+    """How long stage 2 will take, and what a step of it is. held_out: questions evaluated."""
+    some = problems[:100]
+    lengths = [len(tokenizer.prompt(SOLVE_PROMPT.format(question=p.question))) for p in some]
+    prompt = sum(lengths) / len(lengths) if lengths else 0  # mean length
+    responses = args.steps * args.prompts * args.samples
+    # a forward pass is a third of a pass with its gradient
+    scored = (args.beta > 0) * (2 if args.offline else 1) + (args.advantage == "gae")
+    passes = args.epochs + scored / 3
+    sampled = min(args.offline, len(problems)) * args.samples if args.offline else responses
+    print_time(model, args, tokenizer.vocab_size, sampled + args.filter * len(problems) + held_out,
+               args.max_new_tokens + round(prompt), responses * passes * prompt, responses * passes)
+    print(f"{args.prompts} questions x {args.samples} samples = {args.prompts * args.samples} "
+          f"responses per step{', at most' if args.offline else ''}, "
+          f"{args.minibatches * args.epochs} optimizer steps each, {args.steps} steps")
 
 
 def bad_lines(args) -> list | None:

@@ -225,14 +225,14 @@ def state_bytes(model, keep: int) -> int:
 
 
 def identity(args, *files) -> dict:
-    """What makes two runs the same: their flags and the content of `files` and of the question files."""
+    """What makes two runs the same: flags, and the content of `files` and of question files."""
     files += (*(args.questions or ()), *(args.test_questions or ()))
     flags = {key: value for key, value in vars(args).items() if key not in FREE}
     return flags | {str(path): fingerprint(path) for path in files}
 
 
 def refuse_changes(saved: dict, now: dict, allowed: bool):
-    """InputError: arguments or fingerprints of a saved run and of this one differ. It lists them."""
+    """InputError: arguments or fingerprints of a saved run and of this one differ; which ones."""
     keys = sorted(saved.keys() | now.keys())
     changes = [f"{key} was {saved.get(key)!r}, is {now.get(key)!r}"
                for key in keys if saved.get(key) != now.get(key)]
