@@ -183,7 +183,8 @@ def best_of_n(main: Path, seed: int) -> dict:
 
     def checked(rows):
         claims = [(t.problem.question, t.solves[-1].answer) for row in rows for t in row]
-        return [checks[0] for checks in verify(base, tokenizer, claims, "confirmative", Sampling(CHECK_TOKENS, 0.0))]
+        rows = verify(base, tokenizer, claims, "confirmative", Sampling(CHECK_TOKENS, 0.0))
+        return [row[0] for row in rows]
 
     def tokens_of(t, check):
         return len(t.ids) + len(tokenizer.encode(check.text))
@@ -214,7 +215,8 @@ def evaluated(main: Path) -> tuple[list, dict]:
 
 def sampled(problems: list, count: int, seed: int) -> list:
     """`count` answers of the base to each question, at temperature 1."""
-    return respond(load_model(POLICY, "cpu"), Tokenizer.load(POLICY), problems, Sampling(SOLVE_TOKENS, 1.0, samples=count, seed=seed))
+    sampling = Sampling(SOLVE_TOKENS, 1.0, samples=count, seed=seed)
+    return respond(load_model(POLICY, "cpu"), Tokenizer.load(POLICY), problems, sampling)
 
 
 def choice_row(rows: list, chosen: list[int], tokens: list[int]) -> dict:

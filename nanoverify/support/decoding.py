@@ -40,8 +40,8 @@ class Fused:
     gain: torch.Tensor  # of the last norm, (D,)
     layers: list[dict]
     dtype: torch.dtype  # of layers and cache
-    # (x, y), (B, D) each -> x + y, and its RMSNorm without gain; a constant factor of the norm is in
-    # the weights
+    # (x, y), (B, D) each -> x + y, and its RMSNorm without gain; a constant factor of the norm is
+    # in the weights
     norm: Callable
 
 

@@ -32,9 +32,10 @@ def low_dtype(x) -> torch.dtype:
 
 
 def head_dtype(weight) -> torch.dtype:
-    """Of the inputs of products with lm_head, whose results are fp32: bf16 under autocast on CUDA, else fp32.
+    """Of the inputs of products with lm_head, whose results are fp32.
 
-    A PyTorch before 2.8 has no product that reads bf16 and gives fp32; there it is fp32, too.
+    It is bf16 under autocast on CUDA, else fp32. A PyTorch before 2.8 has no product that reads
+    bf16 and gives fp32; there it is fp32, too.
     """
     if weight.device.type == "cuda" and "dtype" in torch.ops.aten.mm.overloads():
         return low_dtype(weight)
@@ -99,7 +100,8 @@ def chunked_attention(q, k, v, size: int = 256):
     """
     B, H, T, E = q.shape
     K = k.shape[1]
-    q = (q * E ** -0.5).view(B, K, H // K, T, E)  # the G query heads of one key/value head read it together
+    # the G query heads of one key/value head read it together
+    q = (q * E ** -0.5).view(B, K, H // K, T, E)
     future = torch.full((T, T), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
     parts = []
     for start in range(0, T, size):
