@@ -1,4 +1,5 @@
-"""The verifier by rules: every kind of answer in several spellings, properties, invariants of a data set, hostile texts."""
+"""The verifier by rules: every kind of answer in several spellings, properties, invariants of a
+data set, hostile texts."""
 import json
 import random
 import shutil
@@ -104,7 +105,8 @@ HOSTILE = ["(" * 10000, "[" * 5000 + "]" * 5000, "9^9^9", "9^{9^{9^9}}", r"\frac
 
 @pytest.mark.parametrize("spellings", SAME.values(), ids=SAME)
 def test_spellings_of_one_value(spellings):
-    """A correct answer in another form was marked wrong (the commonest fault of graders by string)."""
+    """A correct answer in another form was marked wrong (the commonest fault of graders by
+    string)."""
     for other in spellings[1:]:
         assert grade(spellings[0], other) is True, other
         assert grade(other, spellings[0]) is True, other
@@ -112,13 +114,15 @@ def test_spellings_of_one_value(spellings):
 
 @pytest.mark.parametrize("gold, answer", DIFFERENT)
 def test_different_values(gold, answer):
-    """A wrong answer was paid: rounding, order, open ends, one root of two, tiny against zero, nothing against nothing."""
+    """A wrong answer was paid: rounding, order, open ends, one root of two, tiny against zero,
+    nothing against nothing."""
     assert grade(gold, answer) is not True
     assert grade(answer, gold) is not True
 
 
 def test_values_of_different_kinds_differ():
-    """Two rows of the table above must not be mistaken for each other (only 36 degrees and others that share a number may)."""
+    """Two rows of the table above must not be mistaken for each other (only 36 degrees and others
+    that share a number may)."""
     numbers = [spellings[0] for spellings in SAME.values()]
     assert sum(grade(a, b) is True for a in numbers for b in numbers) == len(numbers)
 
@@ -153,12 +157,14 @@ def test_whole_solutions_as_gold():
 
 @pytest.mark.parametrize("value, text", [(value, text) for value, texts in VERDICTS.items() for text in texts])
 def test_verdict(value, text):
-    """A question, a condition or a negated word was taken for a verdict; or the first verdict for the last."""
+    """A question, a condition or a negated word was taken for a verdict; or the first verdict for
+    the last."""
     assert verdict(text) is value
 
 
 def test_a_value_equals_its_rewriting():
-    """Random fractions as decimal, percent, mixed number, unreduced, in LaTeX; and with one digit changed."""
+    """Random fractions as decimal, percent, mixed number, unreduced, in LaTeX; and with one digit
+    changed."""
     rng = random.Random(0)
     for _ in range(60):
         n, d = rng.randint(1, 9999), rng.choice((2, 4, 5, 8, 16, 25))
@@ -193,7 +199,8 @@ def test_changing_a_digit_breaks_equality():
 
 
 def test_every_gold_accepts_itself_and_a_constant_scores_by_chance():
-    """The two invariants of any data set: self-agreement is complete, and one answer for all scores its own frequency."""
+    """The two invariants of any data set: self-agreement is complete, and one answer for all scores
+    its own frequency."""
     rng = random.Random(3)
     golds = [str(rng.randint(0, 9)) for _ in range(300)] + [str(Fraction(rng.randint(1, 9), 7)) for _ in range(100)]
     assert all(grade(f"We get {gold}.\n#### {gold}", f"The answer is {gold}.") is True for gold in golds)
@@ -201,7 +208,8 @@ def test_every_gold_accepts_itself_and_a_constant_scores_by_chance():
 
 
 def test_sampling_leaves_the_random_state_alone():
-    """A grader that seeds or draws from the global generator changes the training run that calls it."""
+    """A grader that seeds or draws from the global generator changes the training run that calls
+    it."""
     random.seed(5)
     before = random.getstate()
     assert grade("(x+1)^2", "x^2+2x+1") is True
@@ -217,7 +225,8 @@ def test_hostile_texts(text):
 
 
 def test_fuzz_is_symmetric():
-    """Texts glued together from pieces of the grammar: no exception, and grade(a, b) is grade(b, a)."""
+    """Texts glued together from pieces of the grammar: no exception, and grade(a, b) is grade(b,
+    a)."""
     rng = random.Random(4)
     pieces = [*"0123456789xyei+-*/^_(){}[],.%!|=<> ", r"\frac", r"\sqrt", r"\pi", r"\sin", r"\text{", r"\pm", r"\cup", r"\infty", r"\le", r"\binom",
               r"\begin{pmatrix}", r"\end{pmatrix}", "&", r"\\", r"\{", r"\}", "and", "or", "cm", "mod", "\ud800"]
@@ -228,7 +237,7 @@ def test_fuzz_is_symmetric():
             assert grade(a, b) is grade(b, a), (a, b)
 
 
-# ---- the kinds of docs/grading.md ---------------------------------------------------------------
+# ---- the kinds of docs/grading.md --------------------------------------------------------------
 
 def rows(name):
     return [json.loads(line) for line in (HERE / name).read_text(encoding="utf-8").splitlines()]

@@ -1,4 +1,5 @@
-"""One response, watched: the stream is what the sampler gives, and each verdict stands once, behind its answer."""
+"""One response, watched: the stream is what the sampler gives, and each verdict stands once, behind
+its answer."""
 import re
 from xml.etree import ElementTree
 
@@ -27,7 +28,8 @@ def test_stream_is_what_the_sampler_gives(temperature):
 
 @pytest.mark.parametrize("gold, first, second", [("6", "; the rule says wrong", "; the rule says right"), ("", "", "")])
 def test_verdicts_stand_behind_their_answers(gold, first, second):
-    """Bug: a verdict is shown twice, late, or for another answer; text is lost or repeated; a character of several bytes is torn."""
+    """Bug: a verdict is shown twice, late, or for another answer; text is lost or repeated; a
+    character of several bytes is torn."""
     tokenizer, out = byte_tokenizer(), []
     trajectory = ask.show(tokenizer, Problem("", "?", gold, "", None), iter(tokenizer.encode(RESPONSE) + [tokenizer.end_id]), out.append, colour=False)
     shown = "".join(out)
@@ -47,7 +49,8 @@ def test_colours():
 
 
 def test_picture(tmp_path):
-    """Bug: the picture shows a response that corrects nothing, colours an answer by the rule instead of the verdict on it, loses text, or is no XML."""
+    """Bug: the picture shows a response that corrects nothing, colours an answer by the rule
+    instead of the verdict on it, loses text, or is no XML."""
     tokenizer = byte_tokenizer()
     row = lambda text, gold, question="Is 1 < 2 & 3?": as_row(parse(Problem("", question, gold, "", None), tokenizer.encode(text), True, tokenizer), tokenizer)
     once = "The answer is 6.\n\nWait, let me recheck my solution.\n\nTherefore, the answer is correct."

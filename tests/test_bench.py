@@ -1,4 +1,5 @@
-"""The benchmark counts what its docstring says, and refuses to time what does not compute the same. No clock is read here."""
+"""The benchmark counts what its docstring says, and refuses to time what does not compute the same.
+No clock is read here."""
 import random
 
 import pytest
@@ -26,14 +27,17 @@ def test_sizes():
 
 
 def test_training_operations():
-    """Bug: the backward pass is left out, attention grows with padding or without the causal half."""
+    """Bug: the backward pass is left out, attention grows with padding or without the causal
+    half."""
     # lengths 2 and 3: (0, 0), (1, 0), (1, 1) are 3 looks, and 6
     assert bench.training_operations(CONFIG, [2, 3], 4) == 6 * LAYERS * 5 + 6 * HEAD * 4 + 3 * PAIR * 9
 
 
 def test_decoding_work():
-    """Bug: weights count once per token and not once per step, prompts once per sample, the cache without its values."""
-    # a prompt of 3 tokens with responses of 2 and 4: 1 and 3 tokens are fed, which look at 4; 4, 5 and 6 tokens
+    """Bug: weights count once per token and not once per step, prompts once per sample, the cache
+    without its values."""
+    # a prompt of 3 tokens with responses of 2 and 4: 1 and 3 tokens are fed, which look at 4; 4, 5
+    # and 6 tokens
     kv = 2 * 2 * 2 * 8 * 2  # keys and values, 2 layers, 2 heads of size 8, bf16
     operations = 2 * LAYERS * (3 + 4) + 2 * HEAD * 6 + PAIR * (6 + 19)
     assert bench.decoding_work(CONFIG, [3], [[2, 4]], rows=2, size=2) == (3 * (2 * LAYERS + 4 * HEAD) + 19 * kv, operations)
@@ -64,7 +68,8 @@ def test_take_turns():
 
 
 def test_table_takes_the_faster_peer():
-    """Bug: the ratio is upside down, or the slower peer is chosen to look better; the limit is that of memory alone."""
+    """Bug: the ratio is upside down, or the slower peer is chosen to look better; the limit is that
+    of memory alone."""
     runs = {"ours": [(2.0, 10, 4, 6), (1.0, 10, 2, 3), (1.0, 10, 2, 3)], "slow": [(9.0, 10, 0, 0)] * 3, "fast": [(4.0, 10, 0, 0)] * 3}
     [row] = bench.table_rows("sample", runs, (10.0, 5.0), {"tokens/s": lambda seconds, tokens: tokens / seconds})
     assert row == "| sample (tokens/s) | 10.00 | 2.50 (fast) | 4.00 (2.00 to 4.00) | 60% |"
@@ -88,14 +93,16 @@ PROMPTS = [row[0] for row in rows()]
 
 
 def test_equal_models_are_timed(pair):
-    """Bug: left padding or the labels of the peer are wrong, so that the comparison stops every benchmark."""
+    """Bug: left padding or the labels of the peer are wrong, so that the comparison stops every
+    benchmark."""
     folder, tokenizer, peer = pair
     bench.compare(load_model(folder), tokenizer, peer, PROMPTS, 12, rows())
 
 
 @pytest.mark.parametrize("prompts, batch, message", [(PROMPTS, (), "greedy texts .* differ for prompts"), ([], rows(), "masked loss is")])
 def test_different_models_are_not_timed(pair, prompts, batch, message, monkeypatch):
-    """Bug: the comparison cannot fail: a speed is printed for a model that computes something else."""
+    """Bug: the comparison cannot fail: a speed is printed for a model that computes something
+    else."""
     folder, tokenizer, peer = pair
     model = load_model(folder)
     model.model["layers"][1].mlp.down_proj.weight.data.mul_(1.5)

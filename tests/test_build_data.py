@@ -1,4 +1,5 @@
-"""Stage 0's wiring: one run of build_data.main in which answers and verifications are given, checked by hand."""
+"""Stage 0's wiring: one run of build_data.main in which answers and verifications are given,
+checked by hand."""
 import json
 
 import pytest
@@ -55,8 +56,9 @@ def stage_0(tmp_path, monkeypatch):
 
 
 def test_stage_0_by_hand(stage_0):
-    """Bugs: difficulty is the share of right answers; a cut sample becomes an attempt; the verifier sees the solution; the
-    wrong attempt gets the right one's check; a check that the rule contradicts is kept; agreement counts every answer as right."""
+    """Bugs: difficulty is the share of right answers; a cut sample becomes an attempt; the verifier
+    sees the solution; the wrong attempt gets the right one's check; a check that the rule
+    contradicts is kept; agreement counts every answer as right."""
     rows, samples, statistics, asked = stage_0()
     rows = {row["id"]: row for row in rows}
     assert set(rows) == {"easy", "hard"}
@@ -84,7 +86,8 @@ def test_stage_0_by_hand(stage_0):
 
 
 def test_stage_0_asks_as_it_is_told(stage_0):
-    """Bug: answers are drawn at the verifications' temperature, styles or seeds share their random numbers."""
+    """Bug: answers are drawn at the verifications' temperature, styles or seeds share their random
+    numbers."""
     *_, asked = stage_0("--verifications", "2")
     (answer,), checks = [row for row in asked if row[0] == "answer"], [row for row in asked if row[0] != "answer"]
     assert answer[:4] == ("answer", 6, 50, 0.7)

@@ -1,4 +1,5 @@
-"""Folders in and out: what transformers writes opens here, what is written here opens there, and damage is refused in one line."""
+"""Folders in and out: what transformers writes opens here, what is written here opens there, and
+damage is refused in one line."""
 import shutil
 import sys
 import types
@@ -17,7 +18,8 @@ IDS = torch.randint(3, 97, (2, 12), generator=torch.Generator().manual_seed(0))
 
 
 def write_checkpoint(folder, dtype=torch.float32, **saving):
-    """A random Llama folder with a word tokenizer, written by transformers; **saving goes to save_pretrained."""
+    """A random Llama folder with a word tokenizer, written by transformers; **saving goes to
+    save_pretrained."""
     tied = saving.pop("tied", True)
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
@@ -52,7 +54,8 @@ def error_of(function, *arguments) -> str:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_saved_opens_in_transformers(tied, tmp_path):
-    """Bug: the saved folder lacks a tensor, a name or a tokenizer file, or its weights are those from before training."""
+    """Bug: the saved folder lacks a tensor, a name or a tokenizer file, or its weights are those
+    from before training."""
     source, target = write_checkpoint(tmp_path / "a", tied=tied), tmp_path / "b"
     target.mkdir()
     model = load_model(source)
@@ -72,7 +75,8 @@ def test_saved_opens_in_transformers(tied, tmp_path):
 
 
 def test_saved_dtype(tmp_path):
-    """Bug: config.json tells another dtype than the weights have; transformers then opens the model in the wrong one."""
+    """Bug: config.json tells another dtype than the weights have; transformers then opens the model
+    in the wrong one."""
     source, target = write_checkpoint(tmp_path / "a"), tmp_path / "b"
     target.mkdir()
     save_model(load_model(source), target, source, dtype=torch.bfloat16)
@@ -82,7 +86,8 @@ def test_saved_dtype(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_folder(dtype, tmp_path):
-    """Bug: weights keep the file's dtype, and fp32 parts of the model clash with them or lose precision."""
+    """Bug: weights keep the file's dtype, and fp32 parts of the model clash with them or lose
+    precision."""
     folder = write_checkpoint(tmp_path, dtype)
     torch.testing.assert_close(our_logits(folder), their_logits(folder), atol=1e-5, rtol=0)
     model = load_model(folder, dtype=torch.bfloat16)
@@ -104,7 +109,8 @@ def test_sharded_folder(tmp_path):
 
 
 def test_tied_head_in_the_file(tmp_path):
-    """Bug: an lm_head that repeats the embedding counts as unexpected; one that contradicts it is passed over."""
+    """Bug: an lm_head that repeats the embedding counts as unexpected; one that contradicts it is
+    passed over."""
     folder = write_checkpoint(tmp_path)
     weights = load_file(folder / "model.safetensors")
     head = weights["model.embed_tokens.weight"].clone()
@@ -116,7 +122,8 @@ def test_tied_head_in_the_file(tmp_path):
 
 
 def test_loaded_weights_do_not_depend_on_the_file(tmp_path):
-    """Bug: tensors mapped to their file change, or the process dies, when an output folder replaces the one that was read."""
+    """Bug: tensors mapped to their file change, or the process dies, when an output folder replaces
+    the one that was read."""
     folder = write_checkpoint(tmp_path)
     model = load_model(folder)
     before = model(IDS)
@@ -126,7 +133,8 @@ def test_loaded_weights_do_not_depend_on_the_file(tmp_path):
 
 
 def test_all_misfits_are_listed_together(tmp_path):
-    """Bug: strange tensors are skipped, missing ones keep random values, or the user learns of them one run at a time."""
+    """Bug: strange tensors are skipped, missing ones keep random values, or the user learns of them
+    one run at a time."""
     folder = write_checkpoint(tmp_path)
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.0.self_attn.k_proj.weight"]
@@ -159,7 +167,8 @@ def test_pickle_only_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["../outside.safetensors", "{parent}/outside.safetensors", "link.safetensors"])
 def test_index_must_stay_inside(name, tmp_path):
-    """Bug: an index, which is data from a stranger, makes the loader read any file of the machine."""
+    """Bug: an index, which is data from a stranger, makes the loader read any file of the
+    machine."""
     folder = write_checkpoint(tmp_path / "a")
     shutil.move(folder / "model.safetensors", tmp_path / "outside.safetensors")
     (folder / "link.safetensors").symlink_to(tmp_path / "outside.safetensors")
@@ -169,7 +178,8 @@ def test_index_must_stay_inside(name, tmp_path):
 
 
 def test_hub_cache_layout_opens(tmp_path):
-    """Bug: the hub's cache, whose snapshots are links to blobs beside them, counts as links out of the folder."""
+    """Bug: the hub's cache, whose snapshots are links to blobs beside them, counts as links out of
+    the folder."""
     folder = write_checkpoint(tmp_path / "models--a--b" / "snapshots" / "1f", max_shard_size="8KB")
     blobs = tmp_path / "models--a--b" / "blobs"
     blobs.mkdir()
@@ -192,7 +202,8 @@ def test_broken_index(weight_map, tmp_path):
                                     lambda b: b"\xff" * 8 + b[8:], lambda b: b[:8] + b"}" + b[9:],
                                     lambda b: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"])
 def test_broken_safetensors(damage, tmp_path):
-    """Bug: a download that broke off, or a git-lfs pointer in place of the file, ends in a traceback."""
+    """Bug: a download that broke off, or a git-lfs pointer in place of the file, ends in a
+    traceback."""
     folder = write_checkpoint(tmp_path)
     path = folder / "model.safetensors"
     path.write_bytes(damage(path.read_bytes()))

@@ -40,7 +40,8 @@ def kept(model, ids):
 
 @pytest.mark.parametrize("changes", [{}, {"num_attention_heads": 8, "num_key_value_heads": 8}, {"intermediate_size": 640}, {"hidden_size": 192}])
 def test_activations(changes):
-    """Bug: a term of the estimate is missing or counted per batch instead of per token: the estimate is useless for choosing --micro-tokens."""
+    """Bug: a term of the estimate is missing or counted per batch instead of per token: the
+    estimate is useless for choosing --micro-tokens."""
     model = Transformer(config(**changes))
     with mock.patch("nanoverify.model.chunked_attention", kernel):  # what CUDA has
         real, _ = kept(model, torch.zeros(16, 128, dtype=torch.long))
@@ -123,13 +124,15 @@ def test_other_runtime_errors_keep_their_traceback():
 
 
 def test_time_by_hand(monkeypatch, capsys):
-    """Bug: seconds of a step of 256 rows taken for those of one row, or the scoring pass forgotten."""
+    """Bug: seconds of a step of 256 rows taken for those of one row, or the scoring pass
+    forgotten."""
     seen = []
     monkeypatch.setattr(cost, "decoding_step", lambda model, rows, slots: seen.append((rows, slots)) or 0.5)
     monkeypatch.setattr(cost, "training_pass", lambda model, rows, length, vocab_size: seen.append((rows, length)) or 2.0)
     args = argparse.Namespace(batch_size=10, max_new_tokens=200, micro_tokens=1000)
     stage.print_time(Transformer(config()), args, 300, responses=6000, longest=250, tokens=30_000, trained=9000)
-    # a response token: 0.5 s / 10 rows to sample, 2 s / (4 rows of 250) * 1.5 to train = 0.053 s; 6000 responses of 100 tokens: 31,800 s; known: 60 s
+    # a response token: 0.5 s / 10 rows to sample, 2 s / (4 rows of 250) * 1.5 to train = 0.053 s;
+    # 6000 responses of 100 tokens: 31,800 s; known: 60 s
     assert seen == [(10, 456), (4, 250)] and "about 1.0 minutes + 530.0 for every 100 tokens" in capsys.readouterr().out
     stage.print_time(Transformer(config()), args, 300, responses=12)
     assert "about 0.0 minutes + 1.0 for every" in capsys.readouterr().out
@@ -139,7 +142,8 @@ def test_time_by_hand(monkeypatch, capsys):
 
 
 def test_rehearsal_leaves_nothing_behind():
-    """Bug: the rehearsal's gradient goes into the first step, it draws from the generator, or it does not fit into the context."""
+    """Bug: the rehearsal's gradient goes into the first step, it draws from the generator, or it
+    does not fit into the context."""
     model = Transformer(config(max_position_embeddings=64))
     before, state = [p.detach().clone() for p in model.parameters()], torch.get_rng_state()
     assert cost.decoding_step(model, 3, 64) > 0 and cost.training_pass(model, 2, 64, 300) > 0

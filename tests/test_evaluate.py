@@ -20,7 +20,8 @@ NAMED = ("first_accuracy", "final_accuracy", "verification_accuracy", "error_rec
 
 
 def made(form: str, finished=True, level=1, family="linear", tokens=2) -> Trajectory:
-    """'s+ vy s-7 vn v?' -> solve right or wrong, with this answer; verify saying yes, no or nothing."""
+    """'s+ vy s-7 vn v?' -> solve right or wrong, with this answer; verify saying yes, no or
+    nothing."""
     actions, right = [], False
     for i, word in enumerate(form.split()):
         right = word[1] == "+" if word[0] == "s" else right
@@ -30,7 +31,8 @@ def made(form: str, finished=True, level=1, family="linear", tokens=2) -> Trajec
 
 
 def test_metrics_by_hand():
-    """Bug: a share is taken of the wrong whole, or a response without the thing counted counts as one."""
+    """Bug: a share is taken of the wrong whole, or a response without the thing counted counts as
+    one."""
     group = [made("s+ vy"), made("s+ vn s- vy"), made("s- vn s+ vy"), made("s- vy"), made("s- v? s- vn", finished=False), made("s+"), made("s+ vn s+ vn s+ vy")]
     assert metrics(group) == {
         "count": 7, "first_accuracy": 4 / 7, "final_accuracy": 4 / 7,
@@ -45,7 +47,8 @@ def test_metrics_by_hand():
 
 
 def test_recall_is_not_precision():
-    """Bug: error recall is taken of the solves called incorrect, correct precision of the right ones."""
+    """Bug: error recall is taken of the solves called incorrect, correct precision of the right
+    ones."""
     found = metrics([made("s- vn s- vn s+ vy"), made("s+ vy"), made("s+ vy"), made("s+ vn s- vy"), made("s- v? s+ v?")])
     assert found["error_recall"] == pytest.approx(2 / 4)  # wrong: n, n, y, ?; of the three called incorrect two are wrong
     assert found["correct_precision"] == pytest.approx(3 / 4)  # said yes: right, right, right, wrong; of five right ones three
@@ -63,7 +66,8 @@ def test_follows_verdict(form, finished, moves):
     ("s-7 vn s-7 vy", [1]), ("s-7 vn s+6 vy", [0]), ("s-7 vn s-8 vn s-7 vn s-8 vn s+6 vy", [0, 1, 1, 0]), ("s-7 vn vn s-7 vy", [1]),
     ("s-7 v? s-7 vy", [0]), ("s+6 vy s+6 vy", [0]), ("s-7 vn s+6 vn s+6", [0, 1]), ("s-7 vn vn s- vy", [0]), ("s+6 vy", [])])
 def test_repeats(form, repeats):
-    """Bug: only the answer just before counts, an answer that nobody rejected counts, or a first solve counts as a retry."""
+    """Bug: only the answer just before counts, an answer that nobody rejected counts, or a first
+    solve counts as a retry."""
     assert metrics([made(form)])["repeats"] == (sum(repeats) / len(repeats) if repeats else None)
 
 
@@ -77,7 +81,8 @@ def test_accuracy_within_attempts(form, within):
 
 
 def test_nothing_to_count():
-    """Bug: a model that never verifies, or no response at all, divides by zero or scores 0 instead of None."""
+    """Bug: a model that never verifies, or no response at all, divides by zero or scores 0 instead
+    of None."""
     found = metrics([made("s+")])
     assert all(found[name] is None for name in ("verification_accuracy", "error_recall", "correct_precision", "incorrect_to_correct", "tpr", "tnr"))
     assert metrics([])["first_accuracy"] is None and table({"none": metrics([])})
@@ -99,7 +104,8 @@ def test_groups():
 
 
 def test_table():
-    """Bug: a column shows another group's numbers, shares are not in percent, None is not a dash."""
+    """Bug: a column shows another group's numbers, shares are not in percent, None is not a
+    dash."""
     lines = table({"base": metrics([made("s+")]), "RL": metrics([made("s- vn s+ vy"), made("s+ vy")])}).splitlines()
     cells = {line.split()[0]: line.split()[1:] for line in lines[1:]}
     assert lines[0].split() == ["base", "RL"] and cells["first_accuracy"] == ["100.0%", "50.0%"]
@@ -132,7 +138,8 @@ def test_evaluation_is_greedy():
 
 
 def test_evaluation_asks_what_no_stage_learns(tmp_path):
-    """Bug: test questions depend on the seed, are training puzzles, or the 15% of --questions kept for testing are trained on."""
+    """Bug: test questions depend on the seed, are training puzzles, or the 15% of --questions kept
+    for testing are trained on."""
     args = lambda seed, **more: argparse.Namespace(**{**dict(model=stage.POLICY, max_new_tokens=320, questions=None, test_questions=None, test_count=40, split="test", skip_bad_lines=False, seed=seed), **more})
     asked = stage.test_problems(args(0))
     assert asked == stage.test_problems(args(1))
@@ -148,7 +155,8 @@ def test_evaluation_asks_what_no_stage_learns(tmp_path):
 
 
 def test_command_line(tmp_path, capsys, monkeypatch):
-    """Bug: --json prints something else as well, lacks a promised name, changes from run to run, or the responses are not those counted."""
+    """Bug: --json prints something else as well, lacks a promised name, changes from run to run, or
+    the responses are not those counted."""
     policy = save_policy(tmp_path / "policy", vocab_padding=3)
     outputs = []
     for _ in range(2):
@@ -166,7 +174,8 @@ def test_command_line(tmp_path, capsys, monkeypatch):
 
 
 def test_columns_of_other_questions_are_not_reused(tmp_path, monkeypatch):
-    """Bug: a family was added, or the question file edited, and the table sets the old SFT model's figures beside the new RL model's."""
+    """Bug: a family was added, or the question file edited, and the table sets the old SFT model's
+    figures beside the new RL model's."""
     args = argparse.Namespace(questions=None, test_questions=None, test_count=3, split="test", max_new_tokens=9, model=str(tmp_path))
     stage.save_evaluations(tmp_path, {"base": {"count": 3}}, args)
     assert stage.earlier_evaluations(args) == {"base": {"count": 3}}
@@ -178,7 +187,8 @@ def test_columns_of_other_questions_are_not_reused(tmp_path, monkeypatch):
 
 
 def test_correction_shows_two_different_rejected_answers():
-    """Bug: the example that ends the main job repeats a rejected answer, or is a longer one than need be."""
+    """Bug: the example that ends the main job repeats a rejected answer, or is a longer one than
+    need be."""
     def said(text, answers):
         trajectory = made(text)
         for solve, answer in zip(trajectory.solves, answers):

@@ -1,4 +1,5 @@
-"""Handing over: rewards from text equal those from ids, in each engine's form; exported labels are the tokens train_sft.py trains on."""
+"""Handing over: rewards from text equal those from ids, in each engine's form; exported labels are
+the tokens train_sft.py trains on."""
 import json
 
 import pytest
@@ -25,7 +26,8 @@ RESPONSES = {  # text -> outcome, rewards of the actions
 
 @pytest.mark.parametrize("end", ["", "<|end|>", "<|im_end|>\n", "</s>", "<|eot_id|><|end_of_text|>"])
 def test_rewards_from_text(end):
-    """Bug: a reward from text differs from the one train_rl.py deals out for the same ids, or an engine's end token changes it."""
+    """Bug: a reward from text differs from the one train_rl.py deals out for the same ids, or an
+    engine's end token changes it."""
     tokenizer = Tokenizer.load(POLICY)
     for text, (outcome, actions) in RESPONSES.items():
         same = parse(Problem("", "", "6", "", None), tokenizer.encode(text) + [tokenizer.end_id], True, tokenizer)
@@ -34,7 +36,8 @@ def test_rewards_from_text(end):
 
 
 def test_engines_forms():
-    """Bug: an engine's call gets the wrong number of rewards, in the wrong order, or of the wrong type."""
+    """Bug: an engine's call gets the wrong number of rewards, in the wrong order, or of the wrong
+    type."""
     texts, outcomes = list(RESPONSES), [float(outcome) for outcome, _ in RESPONSES.values()]
     processes = [sum(actions) / len(actions) for _, actions in RESPONSES.values()]
     golds = ["6"] * len(texts)
@@ -49,7 +52,8 @@ def test_engines_forms():
 
 @pytest.mark.parametrize("seen", ["<|user|>Add 5, 1.<|assistant|>", "1.<|assistant|>", ""])
 def test_a_cut_prompt_takes_nothing_from_the_response(seen):
-    """Bug: OpenRLHF cut the front of a long prompt, and as many characters are missing from the response, with its answer."""
+    """Bug: OpenRLHF cut the front of a long prompt, and as many characters are missing from the
+    response, with its answer."""
     texts = list(RESPONSES)
     found = export.reward_func([seen + text + "<|end|>" for text in texts], ["<|user|>Add 5, 1.<|assistant|>"] * len(texts), ["6"] * len(texts))
     assert found["extra_logs"]["outcome"].tolist() == [outcome for outcome, _ in RESPONSES.values()]
@@ -57,7 +61,8 @@ def test_a_cut_prompt_takes_nothing_from_the_response(seen):
 
 
 def test_exported_files(tmp_path, monkeypatch):
-    """Bug: an exported row trains other tokens than train_sft.py, or a question lacks its gold answer where an engine looks for it."""
+    """Bug: an exported row trains other tokens than train_sft.py, or a question lacks its gold
+    answer where an engine looks for it."""
     monkeypatch.chdir(tmp_path)
     text = list(RESPONSES)[1]
     write_jsonl("t.jsonl", [{"id": "1", "question": "5 + 1?", "answer": "6", "response": text}])

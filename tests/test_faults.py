@@ -1,4 +1,5 @@
-"""Malformed and hostile files: one line on stderr that names the file, exit code 2, nothing left behind, nothing executed."""
+"""Malformed and hostile files: one line on stderr that names the file, exit code 2, nothing left
+behind, nothing executed."""
 import json
 import os
 import pickle
@@ -24,7 +25,7 @@ LINE = json.dumps(GOOD).encode()
 DEEP = b"[" * 100_000
 
 
-# ---- data files ------------------------------------------------------------------------------------------------------
+# ---- data files --------------------------------------------------------------------------------
 
 def field(**fields):
     return LINE + b"\n" + json.dumps({**GOOD, "id": "2", **fields}).encode()
@@ -78,7 +79,8 @@ def test_trajectories(main, content, named, policy, elsewhere, capsys):
 
 @pytest.mark.parametrize("content, named", QUESTIONS)
 def test_questions(content, named, policy, elsewhere, capsys):
-    """Bug: as above, or a question whose answer is no number in the file (NaN, infinity) is asked and never solved."""
+    """Bug: as above, or a question whose answer is no number in the file (NaN, infinity) is asked
+    and never solved."""
     put(elsewhere / "bad.jsonl", content)
     for main, more in ((build_data.main, ["--out", "new"]), (train_rl.main, ["--out", "new"]), (evaluate.main, ["--responses", "new"])):
         assert named in refusal(main, ["--model", policy, *SMALL, "--questions", "bad.jsonl", *more], capsys)
@@ -87,7 +89,8 @@ def test_questions(content, named, policy, elsewhere, capsys):
 
 @pytest.mark.parametrize("content", [b"\xef\xbb\xbf" + LINE, LINE + b"\r\n", b"\n\n" + LINE + b"\n \t\r\n", LINE + b"\n\n", LINE])
 def test_harmless_oddities(content, policy, elsewhere, capsys):
-    """Bug: a byte order mark, Windows line ends, blank lines or a last line without an end count as damage."""
+    """Bug: a byte order mark, Windows line ends, blank lines or a last line without an end count as
+    damage."""
     (elsewhere / "odd.jsonl").write_bytes(content)
     assert [row for _, row in read_jsonl("odd.jsonl")] == [GOOD]
     evaluate.main(["--model", policy, *SMALL, "--questions", "odd.jsonl", "--json"])
@@ -95,7 +98,7 @@ def test_harmless_oddities(content, policy, elsewhere, capsys):
     train_sft.main(["--model", policy, *SMALL, "--data", "odd.jsonl", "--out", "new", "--epochs", "1"])
 
 
-# ---- checkpoints -----------------------------------------------------------------------------------------------------
+# ---- checkpoints -------------------------------------------------------------------------------
 
 def raw(name, content):
     """A file of the checkpoint is replaced; None: it is missing."""
@@ -220,7 +223,8 @@ CHECKPOINTS = [
 
 @pytest.mark.parametrize("number", range(len(CHECKPOINTS)))
 def test_checkpoints(number, policy, elsewhere, capsys, monkeypatch):
-    """Bug: a broken or hostile checkpoint ends in a traceback, runs for ever, fills the memory, or is used as if it were whole."""
+    """Bug: a broken or hostile checkpoint ends in a traceback, runs for ever, fills the memory, or
+    is used as if it were whole."""
     monkeypatch.setattr(tokenizer, "TEMPLATE_SECONDS", 0.3, raising=False)
     damage, named = CHECKPOINTS[number]
     shutil.copytree(policy, elsewhere / "policy")
@@ -235,7 +239,7 @@ def test_checkpoints(number, policy, elsewhere, capsys, monkeypatch):
         assert left_behind(elsewhere) == before
 
 
-# ---- canaries: does anything run that came with a download? -------------------------------------------------------------
+# ---- canaries: does anything run that came with a download? ------------------------------------
 
 class Canary:
     """Unpickled, it leaves a file."""
@@ -268,7 +272,8 @@ def test_nothing_is_executed(damage, policy, elsewhere, capsys):
 
 
 def test_state_that_is_a_pickle(policy, elsewhere, capsys):
-    """Bug: a state with a right checksum is unpickled, or a stranger's optimizer.pt beside it is opened."""
+    """Bug: a state with a right checksum is unpickled, or a stranger's optimizer.pt beside it is
+    opened."""
     write_jsonl("data.jsonl", [GOOD])
     flags = ["--model", policy, *SMALL, "--data", "data.jsonl", "--out", "new"]
     train_sft.main([*flags, "--steps", "1"])

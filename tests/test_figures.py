@@ -31,7 +31,8 @@ def test_dots_stand_where_the_numbers_say():
 
 
 def test_command(tmp_path, capsys):
-    """Bug: other arms get into the figures, an empty cell stops them, or a wrong file gives a traceback."""
+    """Bug: other arms get into the figures, an empty cell stops them, or a wrong file gives a
+    traceback."""
     figures.main([table(tmp_path / "study.csv"), "--out", str(tmp_path)])
     dots = {name: (tmp_path / f"{name}.svg").read_text().count("<circle") for name in figures.FIGURES}
     assert dots == {"accuracy": 5 * 2 * 7 - 2, "verification": 4 * 2 * 6, "attempts": 4 * 2 * 5}

@@ -17,7 +17,8 @@ ROWS = {("SFT", 0): {"final_accuracy": "0.90", "tpr": "0.9", "tnr": "0.5"}, ("SF
     (("SFT", "final_accuracy", "=", "SFT", "final_accuracy"), ("SFT final accuracy 92.0% = SFT 92.0% (+0.00 ± 0.00, 2 seeds)", True)),
     (("gae", "final_accuracy", ">", "SFT", "final_accuracy"), ("gae: not run", None)), (("SFT", "final_accuracy", ">", "gae", "final_accuracy"), ("gae: not run", None))])
 def test_comparisons_use_the_seeds_both_arms_have(comparison, expected):
-    """Bug: a seed that only one arm has moves its mean, seeds are paired wrongly, an empty cell counts as 0, or the wrong arm is called missing."""
+    """Bug: a seed that only one arm has moves its mean, seeds are paired wrongly, an empty cell
+    counts as 0, or the wrong arm is called missing."""
     assert findings.judge(ROWS, comparison) == expected
 
 
@@ -33,7 +34,8 @@ def test_what_holds(relation, differences, expected):
 
 
 def test_standard_error_by_hand():
-    """Bug: n for n - 1, or the deviation of one seed for that of the mean. 1, 2, 6: variance 7, over 3 seeds."""
+    """Bug: n for n - 1, or the deviation of one seed for that of the mean. 1, 2, 6: variance 7,
+    over 3 seeds."""
     assert findings.standard_error([1.0, 2.0, 6.0]) == pytest.approx((7 / 3) ** 0.5)
 
 
@@ -47,7 +49,8 @@ def test_verdicts(comparisons, said):
 
 
 def test_claims_name_arms_and_columns_that_exist():
-    """Bug: a claim about a column nobody writes stops the tables after hours; one about an arm nobody runs stays unclear for ever."""
+    """Bug: a claim about a column nobody writes stops the tables after hours; one about an arm
+    nobody runs stays unclear for ever."""
     comparisons = [one for _, _, _, found in (*findings.FINDINGS, *findings.EARLY_FINDINGS, *findings.CONTROLS) for one in found]
     assert {column for one in comparisons for column in (one[1], *one[4:5])} <= set(HEADER)
     assert {arm for one in comparisons for arm in (one[0], one[3]) if isinstance(arm, str)} <= {"base", "SFT", "both", *SEEDS}

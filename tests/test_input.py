@@ -1,4 +1,5 @@
-"""Bad input to the scripts: exit code 2, one line on stderr that names the thing, no traceback, nothing half-written."""
+"""Bad input to the scripts: exit code 2, one line on stderr that names the thing, no traceback,
+nothing half-written."""
 import json
 import os
 import re
@@ -40,7 +41,7 @@ def left_behind(folder):
     return sorted(path.name for path in folder.rglob("*"))
 
 
-# ---- as a user meets it: real processes ------------------------------------------------------------------------------
+# ---- as a user meets it: real processes --------------------------------------------------------
 
 @pytest.mark.parametrize("command, named", [
     (["build_data.py", "--model", "no/such/folder"], "no/such/folder"),
@@ -58,11 +59,12 @@ def test_as_a_process(command, named, policy, elsewhere):
     assert left_behind(elsewhere) == ["bad.jsonl"]
 
 
-# ---- the same through main() -----------------------------------------------------------------------------------------
+# ---- the same through main() -------------------------------------------------------------------
 
 @pytest.mark.parametrize("main", [build_data.main, train_sft.main, train_rl.main, evaluate.main])
 def test_model_is_no_checkpoint(main, policy, elsewhere, capsys):
-    """Bug: a missing folder, a file, an empty folder or another architecture is no one-line error."""
+    """Bug: a missing folder, a file, an empty folder or another architecture is no one-line
+    error."""
     write_jsonl(elsewhere / "data.jsonl", [GOOD])
     data = ["--data", "data.jsonl"] if main is train_sft.main else []
     (elsewhere / "empty").mkdir()
@@ -76,7 +78,8 @@ def test_model_is_no_checkpoint(main, policy, elsewhere, capsys):
 
 @pytest.mark.parametrize("main", [build_data.main, train_rl.main])
 def test_flags_that_make_no_sense(main, policy, elsewhere, capsys):
-    """Bug: K = 1 divides by zero in leave-one-out; temperature 0 gives K equal answers; an endless search for questions."""
+    """Bug: K = 1 divides by zero in leave-one-out; temperature 0 gives K equal answers; an endless
+    search for questions."""
     for flags, named in ((["--samples", "1"], "--samples 1"), (["--samples", "0"], "--samples 0"), (["--samples", "-3"], "--samples -3"),
                          (["--temperature", "0"], "--temperature"), (["--temperature", "-1"], "--temperature")):
         assert named in refusal(main, ["--model", policy, *SMALL, *flags], capsys)
@@ -89,7 +92,8 @@ def test_flags_that_make_no_sense(main, policy, elsewhere, capsys):
 
 @pytest.mark.parametrize("main", [build_data.main, train_rl.main, evaluate.main])
 def test_questions(main, policy, elsewhere, capsys):
-    """Bug: a bad line of the questions file is not named, or the built-in puzzles are taken instead."""
+    """Bug: a bad line of the questions file is not named, or the built-in puzzles are taken
+    instead."""
     (elsewhere / "bad.jsonl").write_text('{"question": "1?", "answer": "1"}\n\n{"question": 5, "answer": "1"}\n')
     (elsewhere / "empty.jsonl").write_text("\n")
     for name, reason in (("bad.jsonl", "bad.jsonl:3: "), ("empty.jsonl", "empty.jsonl: "), ("none.jsonl", "none.jsonl: ")):
@@ -235,7 +239,8 @@ def test_trajectories(rows, reason, policy, elsewhere, capsys):
 
 
 def test_bad_lines_can_be_skipped(policy, elsewhere, capsys):
-    """Bug: --skip-bad-lines still stops, skips good lines as well, or does not say how many it left out."""
+    """Bug: --skip-bad-lines still stops, skips good lines as well, or does not say how many it left
+    out."""
     rows = ["{", json.dumps(GOOD), json.dumps({**GOOD, "response": 5}), "[]", b"\xff".decode("latin-1")]
     (elsewhere / "data.jsonl").write_bytes("\n".join(rows).encode("latin-1"))
     train_sft.main(["--model", policy, *SMALL, "--data", "data.jsonl", "--skip-bad-lines", "--epochs", "1"])
@@ -248,7 +253,8 @@ def test_bad_lines_can_be_skipped(policy, elsewhere, capsys):
 
 
 def test_no_right_answer_leaves_nothing(policy, elsewhere, capsys):
-    """Bug: build_data writes an empty data set, or leaves its temporary folder, when no trajectory can be composed."""
+    """Bug: build_data writes an empty data set, or leaves its temporary folder, when no trajectory
+    can be composed."""
     (elsewhere / "out" / "data").mkdir(parents=True)
     write_json(elsewhere / "out" / "data" / "arguments.json", {"an earlier": "output"})
     said = refusal(build_data.main, ["--model", policy, *SMALL, "--count", "3", "--samples", "2", "--overwrite"], capsys)
@@ -270,14 +276,16 @@ def test_foreign_files_in_the_way(main, policy, elsewhere, capsys):
 
 
 def test_responses_cannot_be_written(policy, elsewhere, capsys):
-    """Bug: evaluate ends in a traceback, after all the work, because the folder of --responses does not exist."""
+    """Bug: evaluate ends in a traceback, after all the work, because the folder of --responses does
+    not exist."""
     assert "none" in refusal(evaluate.main, ["--model", policy, *SMALL, "--responses", "none/responses.jsonl"], capsys)
 
 
-# ---- output folders --------------------------------------------------------------------------------------------------
+# ---- output folders ----------------------------------------------------------------------------
 
 def test_output_folder(elsewhere):
-    """Bug: an interrupted run leaves half a folder, or has already deleted the earlier one; a finished one keeps stale files."""
+    """Bug: an interrupted run leaves half a folder, or has already deleted the earlier one; a
+    finished one keeps stale files."""
     for words in ("first", "second"):
         with output_folder("a/b", overwrite=True) as folder:
             (folder / words).write_text(words)
@@ -296,7 +304,8 @@ def test_output_folder(elsewhere):
 
 
 def test_output_folder_of_a_run_with_state(elsewhere):
-    """Bug: an interrupted run's state is thrown away, silently begun anew, or not found again; a finished run cannot go on."""
+    """Bug: an interrupted run's state is thrown away, silently begun anew, or not found again; a
+    finished run cannot go on."""
     with pytest.raises(ValueError), output_folder("out") as folder:
         (folder / "state" / "00000001").mkdir(parents=True)
         raise ValueError
@@ -316,7 +325,8 @@ def test_output_folder_of_a_run_with_state(elsewhere):
 
 
 def test_output_folder_in_odd_places(elsewhere):
-    """Bug: '.', a link or a folder under a file ends in a traceback, for a link only after the whole run."""
+    """Bug: '.', a link or a folder under a file ends in a traceback, for a link only after the
+    whole run."""
     (elsewhere / "file").write_text("")
     with pytest.raises(InputError, match="file/out"), output_folder("file/out"):
         pass

@@ -1,4 +1,5 @@
-"""The model against transformers, an independent implementation: logits, padding, gradients, for each family."""
+"""The model against transformers, an independent implementation: logits, padding, gradients, for
+each family."""
 import pytest
 import torch
 import torch.nn.functional as F
@@ -53,7 +54,8 @@ def random_ids(*shape):
 
 
 def test_logits(pair):
-    """Bug: rotary order, norm, bias or head grouping differs from the checkpoint's family. 300 positions, so that scaled angles matter."""
+    """Bug: rotary order, norm, bias or head grouping differs from the checkpoint's family. 300
+    positions, so that scaled angles matter."""
     ours, theirs = pair
     ids = random_ids(2, 300)
     with torch.no_grad():
@@ -69,7 +71,8 @@ def test_right_padding_needs_no_mask(pair):
 
 
 def test_left_padded_batch(pair):
-    """Bug: padding is attended to, shifts the positions, or makes NaN; each row must also equal itself alone."""
+    """Bug: padding is attended to, shifts the positions, or makes NaN; each row must also equal
+    itself alone."""
     ours, theirs = pair
     lengths = [11, 4, 1]
     ids, mask = random_ids(3, 11), torch.tensor([[0] * (11 - n) + [1] * n for n in lengths])
@@ -99,7 +102,8 @@ class GrowingCache:
 
 
 def test_cached_equals_full(pair):
-    """Bug: a cached key lacks its rotation, positions start again, or what a cache holds is not seen."""
+    """Bug: a cached key lacks its rotation, positions start again, or what a cache holds is not
+    seen."""
     ours, theirs = pair
     ids, cache, parts = random_ids(2, 12), GrowingCache(), []
     with torch.no_grad():
@@ -110,7 +114,8 @@ def test_cached_equals_full(pair):
 
 
 def test_greedy_text_equals_transformers(pair):
-    """Bug: a family's own parts (norms of q and k, biases, scaled angles) are right in the full forward but not when decoding from the cache."""
+    """Bug: a family's own parts (norms of q and k, biases, scaled angles) are right in the full
+    forward but not when decoding from the cache."""
     ours, theirs = pair
     prompts = [random_ids(n).tolist() for n in (5, 17, 9)]
     found = generate(ours, prompts, Sampling(64, 0, stop_ids={SIZES["vocab_size"]}, vocab_size=SIZES["vocab_size"]))
@@ -120,7 +125,8 @@ def test_greedy_text_equals_transformers(pair):
 
 
 def test_gradients(pair):
-    """Bug: something is detached, tied weights get half their gradient, or padding leaks into the loss."""
+    """Bug: something is detached, tied weights get half their gradient, or padding leaks into the
+    loss."""
     losses = []
     ids, trained = random_ids(2, 10), torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1, 1, 0, 0]]).bool()
     for model in pair:
@@ -139,7 +145,8 @@ def test_gradients(pair):
 @pytest.mark.parametrize("T", [1, 7, 8, 9, 37])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_chunked_attention(T, kv_heads):
-    """Bug: a chunk sees its future, loses keys of earlier chunks, or reads another head's keys; in values or in gradients."""
+    """Bug: a chunk sees its future, loses keys of earlier chunks, or reads another head's keys; in
+    values or in gradients."""
     torch.manual_seed(T)
     q, k, v = (torch.randn(3, heads, T, 16, requires_grad=True) for heads in (4, kv_heads, kv_heads))
     weights = torch.randn(3, 4, T, 16)
@@ -151,7 +158,8 @@ def test_chunked_attention(T, kv_heads):
 
 
 def test_bf16_stays_near_fp32(pair):
-    """Bug: what bf16 training on a CPU computes differs from the fp32 model by more than rounding (another mask or scale)."""
+    """Bug: what bf16 training on a CPU computes differs from the fp32 model by more than rounding
+    (another mask or scale)."""
     ours, _ = pair
     ids = random_ids(2, 150)
     with torch.no_grad():
@@ -185,7 +193,8 @@ QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True}
     ({"hidden_size": None}, ["config.json"]),
 ])
 def test_refused_by_name(settings, named, tmp_path):
-    """Bug: a setting that changes the result is passed over, and the model is silently another one."""
+    """Bug: a setting that changes the result is passed over, and the model is silently another
+    one."""
     transformers.LlamaConfig(**SIZES, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
     write_json(tmp_path / "config.json", {**read_json(tmp_path / "config.json"), **settings})
     with pytest.raises(InputError) as error:
@@ -207,7 +216,8 @@ def test_settings_that_do_not_matter_are_ignored(settings, tmp_path):
 
 
 def test_transformers_4_spelling_of_rope(tmp_path):
-    """Bug: rope_theta beside rope_scaling, as every released folder has it, is read as the default."""
+    """Bug: rope_theta beside rope_scaling, as every released folder has it, is read as the
+    default."""
     transformers.LlamaConfig(**SIZES, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
     raw = read_json(tmp_path / "config.json")
     del raw["rope_parameters"]

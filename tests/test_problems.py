@@ -21,8 +21,9 @@ def test_accepts_compares_with_the_gold_answer():
 
 
 def test_accepts_by_rule():
-    """Bug: an expression is compared with one gold text, so that other right ones are wrong; a number is left out, used
-    twice or invented; the value alone, or the right side of an equation, is believed."""
+    """Bug: an expression is compared with one gold text, so that other right ones are wrong; a
+    number is left out, used twice or invented; the value alone, or the right side of an equation,
+    is believed."""
     problem = Problem("1", "Make 19 from 3, 5 and 8.", "19", "countdown", 1, (3, 5, 8))
     for right in ("3 * 8 - 5", "8 * 3 - 5", "(8)*3-5", "3 * 8 - 5 = 19", "3 \\times 8 - 5", "(3 * 8) - 5"):
         assert problem.accepts(f"The answer is {right}."), right
@@ -48,7 +49,7 @@ def test_split_shares():
     assert split_of("\ud800") in ("train", "valid", "test")
 
 
-# ---- readers --------------------------------------------------------------------------------------------------------
+# ---- readers -----------------------------------------------------------------------------------
 
 def write(path, *rows):
     path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
@@ -65,7 +66,8 @@ def test_gsm8k(tmp_path):
 
 
 def test_math(tmp_path):
-    """Bug: the box is cut at its first brace; level and type are lost; the answer field of MATH-500 is passed over."""
+    """Bug: the box is cut at its first brace; level and type are lost; the answer field of MATH-500
+    is passed over."""
     path = write(tmp_path / "math.jsonl",
                  {"problem": "Half?", "level": "Level 5", "type": "Algebra", "solution": "So $x = \\boxed{\\frac{1}{2}}$."},
                  {"problem": "Third?", "level": 3, "subject": "Algebra", "answer": "\\frac{1}{3}", "solution": "\\boxed{9}", "unique_id": "test/a/1.json"},

@@ -1,5 +1,5 @@
-"""README and docs/ say what is so: commands parse, files, links and flags exist, line counts are true, every logged
-metric is explained."""
+"""README and docs/ say what is so: commands parse, files, links and flags exist, line counts are
+true, every logged metric is explained."""
 import contextlib
 import importlib
 import re
@@ -91,7 +91,8 @@ def test_the_test_command_is_that_of_ci():
 
 
 def test_files_and_line_counts():
-    """Bug: the file table names what is gone, its counts have aged, or a module is nowhere mentioned."""
+    """Bug: the file table names what is gone, its counts have aged, or a module is nowhere
+    mentioned."""
     table = dict(re.findall(r"^\| `([\w/.]+\.py)` \| (\d+) \|", README, re.MULTILINE))
     assert {"build_data.py", "train_sft.py", "train_rl.py"} < set(table) and len(table) == 15
     real = {path: len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in table}

@@ -1,4 +1,5 @@
-"""The page: what it shows is what the files hold, nothing in it is fetched from elsewhere, and no text of a model becomes markup."""
+"""The page: what it shows is what the files hold, nothing in it is fetched from elsewhere, and no
+text of a model becomes markup."""
 import html.parser
 import json
 import re
@@ -27,7 +28,8 @@ HOSTILE = "</script></title><img src=x onerror='alert(1)'>\"&{{ 1234567 * 3 }}"
 
 
 def row(form: str, note="", finished=True, level=1, family="linear", question="?", **more) -> dict:
-    """'s- vn s+ vy' -> a row of solves right or wrong, and verdicts yes, no or none; the gold answer is 6."""
+    """'s- vn s+ vy' -> a row of solves right or wrong, and verdicts yes, no or none; the gold
+    answer is 6."""
     texts = {"s+": "The answer is 6.", "s-": "The answer is 7.", "vy": VERDICTS[True], "vn": VERDICTS[False], "v?": "Hm."}
     parts = [("" if i == 0 else f"\n\n{RETRY if word[0] == 's' else RECHECK}\n\n") + f"{note} {texts[word]}" for i, word in enumerate(form.split())]
     ids = TOKENIZER.encode("".join(parts)) + [TOKENIZER.end_id] * finished
@@ -72,10 +74,11 @@ def whole(tmp_path):
                  evaluation={"columns": {HOSTILE: {**evaluation(FOUR)}}})
 
 
-# ---- one file, and safe ----------------------------------------------------------------------------------------------
+# ---- one file, and safe ------------------------------------------------------------------------
 
 def test_needs_nothing_from_elsewhere(whole):
-    """Bug: a font, script, style or picture is fetched, so that the page tells on its reader or is bare without a network."""
+    """Bug: a font, script, style or picture is fetched, so that the page tells on its reader or is
+    bare without a network."""
     harmless = whole.replace(report.jinja2.utils.markupsafe.escape(HOSTILE), "")
     assert not re.search(r"https?:|//[a-z]|@import|url\(|\bsrc=|\bhref=|fetch\(|import\(", harmless)
     assert not {tag for tag, _ in Elements(whole).found} & {"link", "img", "iframe", "object", "base"}
@@ -83,7 +86,8 @@ def test_needs_nothing_from_elsewhere(whole):
 
 
 def test_model_text_is_text(whole):
-    """Bug: text of a model, a question or a log ends the script, makes an element or a handler, or is run as a template."""
+    """Bug: text of a model, a question or a log ends the script, makes an element or a handler, or
+    is run as a template."""
     page = Elements(whole)
     tags = [tag for tag, _ in page.found]
     assert "img" not in tags and tags.count("script") == tags.count("html") == 1 and "3703701" not in whole
@@ -92,10 +96,11 @@ def test_model_text_is_text(whole):
     assert {attributes["data-family"] for tag, attributes in page.found if attributes.get("class") == "t"} == {HOSTILE, "linear"}
 
 
-# ---- folders, finished or not ----------------------------------------------------------------------------------------
+# ---- folders, finished or not ------------------------------------------------------------------
 
 def test_while_it_is_written(tmp_path):
-    """Bug: a run that is being written cannot be looked at: its folder is not found, or its last line, half there, is an error."""
+    """Bug: a run that is being written cannot be looked at: its folder is not found, or its last
+    line, half there, is an error."""
     page = a_run(tmp_path / "rl.part", metrics=[{"step": 1, "reward": 0.25}, {"step": 2, "reward": 0.5}], rollouts=[row("s+ vy")])
     for name in ("metrics.jsonl", "rollouts.jsonl"):
         with open(tmp_path / "rl.part" / name, "a") as file:
@@ -111,7 +116,8 @@ def test_while_it_is_written(tmp_path):
 
 
 def test_bad_input(tmp_path, capsys, monkeypatch):
-    """Bug: a traceback, or an empty page, where the folder is none of ours or a file in it is broken."""
+    """Bug: a traceback, or an empty page, where the folder is none of ours or a file in it is
+    broken."""
     monkeypatch.chdir(tmp_path)
     for name in ("empty", "half", "other", "old", "good"):
         (tmp_path / name).mkdir()
@@ -128,10 +134,11 @@ def test_bad_input(tmp_path, capsys, monkeypatch):
     assert "report.html" in capsys.readouterr().out and "1 of 1 are on this page" in (tmp_path / "report.html").read_text()
 
 
-# ---- the numbers -----------------------------------------------------------------------------------------------------
+# ---- the numbers -------------------------------------------------------------------------------
 
 def test_confusion_by_hand(tmp_path):
-    """Bug: verdict and rule are swapped, a missing verdict counts as one, or only the first verification counts."""
+    """Bug: verdict and rule are swapped, a missing verdict counts as one, or only the first
+    verification counts."""
     page = a_run(tmp_path / "rl", responses=[row("s+ vy"), row("s- vn s+ vn s- vy"), row("s- v? s- vn s+ vy"), row("s+ v?", finished=False), row("s-")])
     cells = re.findall(r"(?:✓ right|✗ wrong)</td><td[^>]*>(\d+)</td><td[^>]*>(\d+)</td><td[^>]*>(\d+)</td>", page)
     assert cells == [("2", "1", "1"), ("1", "2", "1")]  # right: said correct, incorrect, nothing; wrong
@@ -146,7 +153,8 @@ def test_labels(form, expected):
 
 
 def test_attempts_and_accuracies(tmp_path):
-    """Bug: attempts are of another level or stage; the same evaluation stands there twice, or another one takes its place."""
+    """Bug: attempts are of another level or stage; the same evaluation stands there twice, or
+    another one takes its place."""
     rows = [row("s- vn s- vn s+ vy", level=10), row("s+ vy", level=10), row("s+ vy", level=2)]
     assert "<td>composed" not in a_run(tmp_path / "sft", evaluation={"columns": {"base": evaluation(FOUR[:1]), "SFT": evaluation(FOUR)}})
     a_run(tmp_path / "rl", evaluation={"columns": {"base": evaluation(FOUR[:1]), "SFT": evaluation(FOUR[1:])}}, trajectories=rows, responses=rows)
@@ -160,7 +168,8 @@ def test_attempts_and_accuracies(tmp_path):
 
 
 def test_curves():
-    """Bug: a curve is upside down, leaves its field, stumbles over None, NaN or a single step, or thinning loses the last step."""
+    """Bug: a curve is upside down, leaves its field, stumbles over None, NaN or a single step, or
+    thinning loses the last step."""
     lines = [{"step": step, "rising": float(step), "flat": 3, "gap": None if step == 2 else 1.0, "odd": float("nan"), "words": "no",
               **({"eval": {"trials": 2}} if step == 3 else {})} for step in (1, 2, 3)]
     drawn = {curve["name"]: curve for curve in report.curves(lines)}
@@ -174,7 +183,8 @@ def test_curves():
 
 
 def test_every_metric_is_defined():
-    """Bug: a metric is logged and the page does not say what it is; docs/metrics.md says something else."""
+    """Bug: a metric is logged and the page does not say what it is; docs/metrics.md says something
+    else."""
     known = report.definitions()
     logged = [name for script in ("train_rl", "train_sft")
               for name in re.findall(r'"(\w+)":', (ROOT / f"{script}.py").read_text(encoding="utf-8").split("line = {")[1].split("if args.eval_every")[0])]
@@ -185,10 +195,11 @@ def test_every_metric_is_defined():
     assert len(rows.keys() & report.GLOSSARY.keys()) == 14
 
 
-# ---- transcripts -----------------------------------------------------------------------------------------------------
+# ---- transcripts -------------------------------------------------------------------------------
 
 def test_spans_hold_the_whole_response():
-    """Bug: words of a response are lost, stand in another action, or a verdict is given to another solve."""
+    """Bug: words of a response are lost, stand in another action, or a verdict is given to another
+    solve."""
     (item,) = items(each := row("s- vn s+ v? s-", note="é€ <b>"))
     found = report.spans(each, item["t"])
     assert "".join("".join(span["text"].split()) for span in found) == "".join(each["response"].split())
@@ -197,7 +208,8 @@ def test_spans_hold_the_whole_response():
 
 
 def test_transcripts_show_what_was_learned(whole):
-    """Bug: a rejected answer looks like an accepted one, or the loss mask or the numbers of RL stand on other actions."""
+    """Bug: a rejected answer looks like an accepted one, or the loss mask or the numbers of RL
+    stand on other actions."""
     classes = [attributes["class"].split() for tag, attributes in Elements(whole).found if attributes.get("class", "").startswith("action")]
     assert len(classes) == 3 * 2 * 4
     assert [kind[1:] for kind in classes[:4]] == [["solve", "rejected", "masked"], ["verify"], ["solve", "accepted"], ["verify"]]  # trajectories.jsonl
@@ -207,7 +219,8 @@ def test_transcripts_show_what_was_learned(whole):
 
 
 def test_no_more_than_fits(tmp_path):
-    """Bug: the page grows with the run, does not say so, or a rare course is crowded out by the common ones."""
+    """Bug: the page grows with the run, does not say so, or a rare course is crowded out by the
+    common ones."""
     rows = [row("s+ vy")] * 400 + [row("s- vn s+ vy")] * 400 + [row("s+ vn s- vy")] * 3
     found = items(*rows)
     chosen = report.choose(found, 300, 10**9)
@@ -219,7 +232,7 @@ def test_no_more_than_fits(tmp_path):
     assert "300 of 803 are on this page" in page and page.count('<details class="t"') == 300
 
 
-# ---- what train_rl leaves for it -------------------------------------------------------------------------------------
+# ---- what train_rl leaves for it ---------------------------------------------------------------
 
 def rollout(trajectories, kl, **rules):
     groups = [trajectories[i: i + 2] for i in range(0, len(trajectories), 2)]
@@ -240,7 +253,8 @@ def test_rollout_rows():
 
 
 def test_rollout_rows_of_other_rewards():
-    """Bug: rewards that --reward leaves out are shown as given; GAE's sums are said to have a baseline; shuffled rewards are shown unshuffled."""
+    """Bug: rewards that --reward leaves out are shown as given; GAE's sums are said to have a
+    baseline; shuffled rewards are shown unshuffled."""
     of = lambda **changes: [action["reward"] for action in rollout([made("-+++"), made("--")], 0.0, **changes)[0]["actions"]]
     assert of(reward="outcome") == [1, 1, 1, 1] and of(reward="process") == [-1, 1, 1, 1]
     assert of(reward="both", gae=True) == [-1, 1, 1, 2] and of(reward="outcome", gae=True) == [0, 0, 0, 1]
@@ -251,7 +265,8 @@ def test_rollout_rows_of_other_rewards():
 
 
 def test_a_run_leaves_its_last_rollout(tmp_path, capsys):
-    """Bug: the file holds another step, loses rows, is not repeatable, or the page cannot read what the scripts write."""
+    """Bug: the file holds another step, loses rows, is not repeatable, or the page cannot read what
+    the scripts write."""
     save_policy(tmp_path / "policy")
     for name in ("rl", "again"):
         train_rl.main(["--model", str(tmp_path / "policy"), "--out", str(tmp_path / name), "--steps", "2", "--prompts", "2", "--samples", "2",
@@ -264,7 +279,8 @@ def test_a_run_leaves_its_last_rollout(tmp_path, capsys):
 
 
 def test_sft_leaves_its_responses(tmp_path, capsys):
-    """Bug: of the SFT model there is nothing to look at, or other responses than those that were counted."""
+    """Bug: of the SFT model there is nothing to look at, or other responses than those that were
+    counted."""
     policy = save_policy(tmp_path / "policy")
     write_jsonl(tmp_path / "data.jsonl", [row("s- vn s+ vy")] * 2)
     train_sft.main(["--model", policy, "--data", str(tmp_path / "data.jsonl"), "--out", str(tmp_path / "sft"), "--epochs", "1", "--test-count", "3",

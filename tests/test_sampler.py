@@ -1,4 +1,5 @@
-"""Sampling against the plain way: the whole text through the model for every token, one row at a time; and against transformers."""
+"""Sampling against the plain way: the whole text through the model for every token, one row at a
+time; and against transformers."""
 import math
 import random
 import threading
@@ -31,7 +32,7 @@ from nanoverify.tokenizer import Tokenizer
 torch.set_num_threads(1)
 
 
-# ---- tiny stand-ins, used by the other test files too ----------------------------------------------------------------
+# ---- tiny stand-ins, used by the other test files too ------------------------------------------
 
 def tiny_model(vocab_size=61, context=96, seed=0, tied=False) -> Transformer:
     """Random weights large enough that its texts are varied."""
@@ -81,7 +82,7 @@ def plain_greedy(model, prompt, max_new_tokens, stop_ids):
     return ids[len(prompt):]
 
 
-# ---- the cache and the batch ----------------------------------------------------------------------------------------
+# ---- the cache and the batch -------------------------------------------------------------------
 
 @pytest.fixture
 def poisoned(monkeypatch):
@@ -105,7 +106,8 @@ def one_more(model, ids, cache):
 
 @torch.no_grad()
 def test_cached_logits_equal_the_full_forward(poisoned):
-    """Bug: a row's new key goes into another row's slot, stale slots are seen, or positions count the padding."""
+    """Bug: a row's new key goes into another row's slot, stale slots are seen, or positions count
+    the padding."""
     model, prompts = tiny_model(), PROMPTS[:3]
     texts = torch.randint(0, 61, (3, 6), generator=torch.Generator().manual_seed(1)).tolist()
     read, logits = prefill(model, prompts)
@@ -124,8 +126,8 @@ def test_cached_logits_equal_the_full_forward(poisoned):
 
 @torch.no_grad()
 def test_cache_follows_the_longest_row(poisoned, monkeypatch):
-    """Bug: tokens are lost or shifted when the cache grows behind its slots or shrinks after a long row has left; fresh slots or rows
-    are not zeroed; rows that left are carried along."""
+    """Bug: tokens are lost or shifted when the cache grows behind its slots or shrinks after a long
+    row has left; fresh slots or rows are not zeroed; rows that left are carried along."""
     monkeypatch.setattr("nanoverify.sampler.ROWS", 1)
     model, cache = tiny_model(context=4 * SLOTS), None
     prompts = [[i % 61 for i in range(3 * SLOTS - 2)], [5, 6, 7]]
@@ -156,7 +158,8 @@ def test_cache_follows_the_longest_row(poisoned, monkeypatch):
 
 @pytest.fixture(scope="module")
 def plain_texts():
-    """(model, stop ids, greedy texts of PROMPTS) with stops chosen such that the texts end at different times."""
+    """(model, stop ids, greedy texts of PROMPTS) with stops chosen such that the texts end at
+    different times."""
     model = tiny_model()
     with torch.no_grad():
         whole = [plain_greedy(model, prompt, 15, ()) for prompt in PROMPTS]
@@ -171,8 +174,9 @@ def plain_texts():
 @pytest.mark.parametrize("samples, batch_size", [(1, 100), (1, 16), (1, 7), (1, 5), (1, 4), (1, 3), (1, 2), (1, 1), (3, 100), (3, 9), (3, 7), (3, 3), (3, 1)])
 @pytest.mark.parametrize("times", [1, 3])
 def test_batch_equals_each_prompt_alone(times, samples, batch_size, count, check, slots, idle, plain_texts, poisoned, monkeypatch):
-    """Bug: rows that end early, move or are refilled take the text, length or place in the result of another, also while the
-    cache grows and shrinks; a small batch stalls; rows that wait for the next look after their end write into their text, or run out of room."""
+    """Bug: rows that end early, move or are refilled take the text, length or place in the result
+    of another, also while the cache grows and shrinks; a small batch stalls; rows that wait for the
+    next look after their end write into their text, or run out of room."""
     if slots == "fixed":  # as on a GPU
         monkeypatch.setattr("nanoverify.sampler.FIXED", {"cpu"})
     else:
@@ -204,10 +208,11 @@ def test_greedy_equals_transformers(tmp_path):
         assert sample.ids == expected[0, len(prompt):].tolist()
 
 
-# ---- what a sample is -----------------------------------------------------------------------------------------------
+# ---- what a sample is --------------------------------------------------------------------------
 
 def test_seeds():
-    """Bug: the seed is not used, or sampling draws from, or reseeds, the global generator that training relies on."""
+    """Bug: the seed is not used, or sampling draws from, or reseeds, the global generator that
+    training relies on."""
     model = tiny_model()
     run = lambda seed, **more: [[s.ids for s in row] for row in generate(model, PROMPTS, Sampling(12, samples=2, stop_ids={3}, vocab_size=61, seed=seed, **more))]
     torch.manual_seed(5)
@@ -221,7 +226,8 @@ def test_seeds():
 
 @pytest.mark.parametrize("temperature", [0.5, 0.7, 1.0, 1.5])
 def test_log_probs_equal_the_trainers(temperature):
-    """Bug: log-probs are of another token, another temperature or another vocabulary than those the trainer computes."""
+    """Bug: log-probs are of another token, another temperature or another vocabulary than those the
+    trainer computes."""
     model, vocab_size = tiny_model(vocab_size=64), 60
     rows = generate(model, PROMPTS, Sampling(14, temperature, samples=3, stop_ids={3}, vocab_size=vocab_size, batch_size=6))
     for prompt, row in zip(PROMPTS, rows):
@@ -234,7 +240,8 @@ def test_log_probs_equal_the_trainers(temperature):
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_autocast(count, monkeypatch):
-    """Bug: under autocast the cache stays in fp32, that of a worker, too, or logits and log-probs are rounded; sampler and trainer drift apart."""
+    """Bug: under autocast the cache stays in fp32, that of a worker, too, or logits and log-probs
+    are rounded; sampler and trainer drift apart."""
     model, dtypes, make = tiny_model(), set(), KVCache.__init__
     monkeypatch.setattr("nanoverify.sampler.workers", lambda model: count)
     monkeypatch.setattr(KVCache, "__init__", lambda cache, config, rows, device, dtype, slots=0: dtypes.add(dtype) or make(cache, config, rows, device, dtype, slots))
@@ -253,7 +260,8 @@ def test_autocast(count, monkeypatch):
 
 
 def test_stop_and_truncation():
-    """Bug: the stop id is dropped, something is written behind it, or a cut response counts as finished."""
+    """Bug: the stop id is dropped, something is written behind it, or a cut response counts as
+    finished."""
     samples = [s for row in generate(tiny_model(), PROMPTS, Sampling(12, samples=30, stop_ids={3, 17}, vocab_size=61, batch_size=40)) for s in row]
     finished = [s for s in samples if s.finished]
     cut = [s for s in samples if not s.finished]
@@ -266,7 +274,8 @@ def test_stop_and_truncation():
 
 
 def test_place_and_neighbours_do_not_matter(monkeypatch):
-    """Bug: what is drawn for one sample depends on which rows are in the batch, on the worker or on when rows are looked at."""
+    """Bug: what is drawn for one sample depends on which rows are in the batch, on the worker or on
+    when rows are looked at."""
     model = tiny_model()
     run = lambda **more: [[(s.ids, s.finished) for s in row] for row in generate(model, PROMPTS, Sampling(12, samples=4, stop_ids={3, 17}, vocab_size=61, seed=2, **more))]
     expected = run()
@@ -300,8 +309,9 @@ def test_prompts_are_read_in_parts(monkeypatch):
 
 @pytest.mark.parametrize("batch_size", [64, 8])
 def test_every_token_has_its_own_random_number(batch_size):
-    """Bug: a sample's tokens, the samples of a prompt, different prompts or rows that take another's place share random numbers, which
-    the model's own variety hides: here all tokens are equally likely."""
+    """Bug: a sample's tokens, the samples of a prompt, different prompts or rows that take
+    another's place share random numbers, which the model's own variety hides: here all tokens are
+    equally likely."""
     model = tiny_model()
     torch.nn.init.zeros_(model.lm_head.weight)
     texts = [tuple(sample.ids) for row in generate(model, PROMPTS, Sampling(20, samples=4, vocab_size=61, batch_size=batch_size)) for sample in row]
@@ -310,7 +320,8 @@ def test_every_token_has_its_own_random_number(batch_size):
 
 
 def test_an_error_stops_all_workers(monkeypatch):
-    """Bug: Ctrl-C, or a lack of memory in one worker, shows only when the others have written all of their texts."""
+    """Bug: Ctrl-C, or a lack of memory in one worker, shows only when the others have written all
+    of their texts."""
     monkeypatch.setattr("nanoverify.sampler.workers", lambda model: 2)
     fed, plain = [], decode
 
@@ -333,10 +344,11 @@ def test_samples_of_one_prompt_are_independent():
         assert len({tuple(sample.ids) for sample in row}) == 8
 
 
-# ---- logits -> log-probs -> token -----------------------------------------------------------------------------------
+# ---- logits -> log-probs -> token --------------------------------------------------------------
 
 def test_draw_follows_the_probabilities():
-    """Bug: sampling is biased (clocks not inverted, random numbers ignored), or draws what has no probability."""
+    """Bug: sampling is biased (clocks not inverted, random numbers ignored), or draws what has no
+    probability."""
     probs = torch.tensor([0.5, 0.25, 0.2, 0.05, 0.0])
     ids = draw(probs.log().expand(40_000, 5).contiguous(), torch.rand(40_000, generator=torch.Generator().manual_seed(0)))
     share = torch.bincount(ids, minlength=5) / 40_000
@@ -345,7 +357,8 @@ def test_draw_follows_the_probabilities():
 
 @pytest.mark.parametrize("V", [8193, 9216, 50_000])
 def test_draw_from_a_large_vocabulary(V):
-    """Bug: an id of another block, the mass before it counted twice or not, or an id without mass."""
+    """Bug: an id of another block, the mass before it counted twice or not, or an id without
+    mass."""
     probs = torch.rand(2000, V, generator=torch.Generator().manual_seed(0)) ** 40
     probs[:, V // 3: V // 2] = 0
     u = torch.linspace(0, 1, 2000)
@@ -361,7 +374,8 @@ def test_draw_from_a_large_vocabulary(V):
 @pytest.mark.parametrize("top_k", [0, 1, 5, 60, 1000])
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.5, 1e-6])
 def test_keep_top(top_k, top_p):
-    """Bug: one token too many or too few is kept, the order is not undone, or what is kept is not renormalised."""
+    """Bug: one token too many or too few is kept, the order is not undone, or what is kept is not
+    renormalised."""
     log_probs = (3 * torch.randn(50, 60, generator=torch.Generator().manual_seed(0))).log_softmax(-1)
     for before, after in zip(log_probs, keep_top(log_probs, top_k, top_p)):
         order = sorted(range(60), key=lambda i: -before[i].item())[: top_k or 60]
@@ -386,7 +400,8 @@ def test_keep_top_by_hand():
 
 
 def test_log_probs_under_top_k_and_top_p():
-    """Bug: with top-k or top-p the log-prob is that of the whole distribution, not of the one sampled from."""
+    """Bug: with top-k or top-p the log-prob is that of the whole distribution, not of the one
+    sampled from."""
     logits = 2 * torch.randn(200, 36, generator=torch.Generator().manual_seed(0))
     ids, logprobs = next_token(logits, 0.8, 5, 0.9, torch.rand(200, generator=torch.Generator().manual_seed(1)))
     expected = keep_top(scaled_log_probs(logits, 0.8), 5, 0.9)
@@ -406,7 +421,8 @@ def test_temperature():
 
 @pytest.mark.parametrize("temperature, top_k, top_p", [(0, 0, 1.0), (1.0, 0, 1.0), (5.0, 0, 1.0), (1.0, 3, 1.0), (1.0, 0, 0.3)])
 def test_padding_of_the_vocabulary_is_never_sampled(temperature, top_k, top_p):
-    """Bug: ids that the tokenizer does not know, likely in an untrained row of the weights, get out."""
+    """Bug: ids that the tokenizer does not know, likely in an untrained row of the weights, get
+    out."""
     model = tiny_model()
     model.lm_head.weight.data[50:] = 30 * model.lm_head.weight.data[:11]
     rows = generate(model, PROMPTS, Sampling(10, temperature, samples=4, stop_ids={3}, vocab_size=50, top_k=top_k, top_p=top_p))
@@ -414,7 +430,8 @@ def test_padding_of_the_vocabulary_is_never_sampled(temperature, top_k, top_p):
 
 
 def test_prompts_that_do_not_fit():
-    """Bug: positions beyond the context are used silently, an empty prompt reads another row, or the limit is off by one."""
+    """Bug: positions beyond the context are used silently, an empty prompt reads another row, or
+    the limit is off by one."""
     model = tiny_model(context=16)
     assert len(generate(model, [[1] * 10], Sampling(6, 0, stop_ids=set([60]), vocab_size=61))[0][0].ids) <= 6
     with pytest.raises(InputError, match="prompt 2 of 2 has 11 tokens.*16"):

@@ -1,4 +1,5 @@
-"""Log-probs, entropies, divergences and masks against torch's own functions and transformers' gradients."""
+"""Log-probs, entropies, divergences and masks against torch's own functions and transformers'
+gradients."""
 import json
 import random
 from unittest import mock
@@ -30,7 +31,7 @@ def inputs(seed=0):
     return hidden.requires_grad_(), weight.requires_grad_(), torch.randint(0, REAL, (23,), generator=generator)
 
 
-# ---- numbers of one distribution ------------------------------------------------------------------------------------
+# ---- numbers of one distribution ---------------------------------------------------------------
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
 def test_token_log_probs(temperature):
@@ -79,7 +80,8 @@ def test_half_precision_states_are_scored_in_fp32():
 
 @pytest.mark.parametrize("rows", [1, 4, 22])
 def test_chunks_change_nothing(rows, monkeypatch):
-    """Bug: slices are joined in the wrong order, the last short one is lost, or the weight's gradient is that of one slice."""
+    """Bug: slices are joined in the wrong order, the last short one is lost, or the weight's
+    gradient is that of one slice."""
     def results():
         hidden, weight, ids = inputs()
         other, other_weight, _ = inputs(seed=1)
@@ -94,7 +96,8 @@ def test_chunks_change_nothing(rows, monkeypatch):
 
 
 def test_kl_divergence():
-    """Bug: KL(base || policy) instead of KL(policy || base), the sampled ids alone, or NaN from vocabulary padding."""
+    """Bug: KL(base || policy) instead of KL(policy || base), the sampled ids alone, or NaN from
+    vocabulary padding."""
     hidden, weight, _ = inputs()
     base_hidden, base_weight, _ = (x.detach() for x in inputs(seed=1))
     assert kl_divergence(hidden, weight, hidden.detach(), weight.detach(), REAL).abs().max() < 1e-5
@@ -107,11 +110,12 @@ def test_kl_divergence():
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-# ---- rows and masks -------------------------------------------------------------------------------------------------
+# ---- rows and masks ----------------------------------------------------------------------------
 
 def test_join_by_hand(monkeypatch):
-    """Bug: the shift by one: logits at t predict token t + 1, so the LAST prompt position predicts the first response
-    token; the last token of a sequence predicts the first of the next; what fills a sequence up is learned."""
+    """Bug: the shift by one: logits at t predict token t + 1, so the LAST prompt position predicts
+    the first response token; the last token of a sequence predicts the first of the next; what
+    fills a sequence up is learned."""
     monkeypatch.setattr(scoring, "ROUND", 3)
     packed = join([([5, 6, 7], [1, 2]), ([8], [3, 4, 9, 2])], [[1, 1], [0, 1, 0, 1]], "cpu")
     assert packed.ids.tolist() == [[5, 6, 7, 1, 0, 0, 8, 3, 4, 9, 0, 0]] and packed.lengths == [6, 6]
@@ -123,7 +127,8 @@ def test_join_by_hand(monkeypatch):
 
 @torch.no_grad()
 def test_joined_sequences_do_not_see_each_other():
-    """Bug: a sequence sees the one before it, its positions go on from there, or bf16 on a CPU takes another path."""
+    """Bug: a sequence sees the one before it, its positions go on from there, or bf16 on a CPU
+    takes another path."""
     model, sequences = tiny_model(vocab_size=V), [p + r for p, r in ROWS]
     ids, lengths = torch.tensor([sum(sequences, [])]), [len(sequence) for sequence in sequences]
     alone = torch.cat([model.hidden(torch.tensor([sequence]))[0] for sequence in sequences])
@@ -134,7 +139,8 @@ def test_joined_sequences_do_not_see_each_other():
 
 
 def test_micro_batches():
-    """Bug: a response is lost or repeated, the tokens exceed the budget, one long response alone is dropped, or one worker gets more than the other."""
+    """Bug: a response is lost or repeated, the tokens exceed the budget, one long response alone is
+    dropped, or one worker gets more than the other."""
     rng = random.Random(0)
     for budget in (1, 50, 100, 1000, 10 ** 6):
         for count in (1, 2, 3):
@@ -155,7 +161,8 @@ MASKS = [[random.Random(99 * n + i).random() < 0.6 for i in range(2 + n)] for n 
 
 
 def gradients(model, budget, base=None, kl=0.0):
-    """Mean loss over all learned tokens of ROWS, by train_sft's own step, in fp32 on any processor."""
+    """Mean loss over all learned tokens of ROWS, by train_sft's own step, in fp32 on any
+    processor."""
     model.zero_grad()
     batch = [(prompt, ids, mask, n) for n, ((prompt, ids), mask) in enumerate(zip(ROWS, MASKS))]
     def in_fp32(device):
@@ -209,7 +216,8 @@ def test_gradient_does_not_depend_on_the_micro_batch():
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("kl", [0.0, 0.5])
 def test_workers_change_nothing(kl, recompute, monkeypatch):
-    """Bug: workers lose, mix up or add twice the gradients of parts, divide by the tokens of their own parts, or add in the order in which they happen to end."""
+    """Bug: workers lose, mix up or add twice the gradients of parts, divide by the tokens of their
+    own parts, or add in the order in which they happen to end."""
     model, base = tiny_model(vocab_size=V), tiny_model(vocab_size=V, seed=1).requires_grad_(False) if kl else None
     one = gradients(model, 20, base, kl)
     model.recompute = recompute
@@ -222,7 +230,8 @@ def test_workers_change_nothing(kl, recompute, monkeypatch):
 
 
 def test_masked_gradient_equals_transformers(tmp_path):
-    """Bug: the loss learns other tokens than the mask says (ignored ones, the prompt, padding), or another mean."""
+    """Bug: the loss learns other tokens than the mask says (ignored ones, the prompt, padding), or
+    another mean."""
     model = tiny_model(vocab_size=V)
     model.lm_head.weight.data[REAL:] = -100.0  # transformers knows no padding of the vocabulary ...
     with torch.no_grad():
@@ -246,7 +255,7 @@ def test_masked_gradient_equals_transformers(tmp_path):
         torch.testing.assert_close(grads[name], parameter.grad, atol=1e-5, rtol=1e-4, msg=lambda m: f"{name}: {m}")
 
 
-# ---- train_sft ------------------------------------------------------------------------------------------------------
+# ---- train_sft ---------------------------------------------------------------------------------
 
 SOLVES = ["x = 7. The answer is 7.", "x = 9, naïve. The answer is 9.", "x = 6. The answer is 6."]
 DATA = [{"id": f"q{k}", "question": "2 times a number is 12?", "answer": "6", "response": compose(
@@ -254,8 +263,8 @@ DATA = [{"id": f"q{k}", "question": "2 times a number is 12?", "answer": "6", "r
 
 
 def test_whole_run_learns_what_the_mask_says(tmp_path, monkeypatch, capsys):
-    """Bug: the loss of the first step is not the mean over verifications, last solution, their phrases and the end token; it depends on
-    the micro-batches; the long row is dropped silently."""
+    """Bug: the loss of the first step is not the mean over verifications, last solution, their
+    phrases and the end token; it depends on the micro-batches; the long row is dropped silently."""
     monkeypatch.setattr(train_sft, "autocast", lambda device: torch.autocast("cpu", enabled=False))
     policy = save_policy(tmp_path / "policy", vocab_padding=5)
     write_jsonl(tmp_path / "data.jsonl", DATA + [{**DATA[0], "id": "long", "response": DATA[0]["response"] + " long" * 300}])

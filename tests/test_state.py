@@ -1,4 +1,5 @@
-"""Nothing is lost: states are whole or not used, a run that goes on equals one never stopped, faults leave the state before intact."""
+"""Nothing is lost: states are whole or not used, a run that goes on equals one never stopped,
+faults leave the state before intact."""
 import builtins
 import errno
 import io
@@ -40,7 +41,8 @@ def write(folder, step, keep=2):
 
 
 def test_states(tmp_path):
-    """Bug: the wrong states are kept, the newest is not the one read, or a leftover of a killed save counts as a state."""
+    """Bug: the wrong states are kept, the newest is not the one read, or a leftover of a killed
+    save counts as a state."""
     assert state.load_state(tmp_path / "state") is None
     for step in (1, 2, 10):
         write(tmp_path / "state", step)
@@ -51,14 +53,16 @@ def test_states(tmp_path):
 
 
 def test_a_damaged_newer_state_gives_way(tmp_path):
-    """Bug: a run that went on from an older state saves, and the save is removed in favour of the damaged one with a higher number."""
+    """Bug: a run that went on from an older state saves, and the save is removed in favour of the
+    damaged one with a higher number."""
     for step in (10, 20, 12):
         write(tmp_path / "state", step, keep=2 if step == 20 else 1)
     assert [path.name for path in state.saved_steps(tmp_path / "state")] == ["00000012"]
 
 
 def test_damage_is_named(tmp_path, capsys):
-    """Bug: a cut or flipped file is read as a state, or ends in a traceback, or the state before it is not used."""
+    """Bug: a cut or flipped file is read as a state, or ends in a traceback, or the state before it
+    is not used."""
     rng = random.Random(0)
     for step in (1, 2):
         write(tmp_path / "state", step)
@@ -82,7 +86,8 @@ def test_damage_is_named(tmp_path, capsys):
 @pytest.mark.parametrize("call", ["sync", "save_file", "write_json", "rename"])
 @pytest.mark.parametrize("number", [28, 5])
 def test_write_faults(tmp_path, monkeypatch, call, number):
-    """Bug: a full or failing disk during a save loses the state before, or the message names neither path nor room."""
+    """Bug: a full or failing disk during a save loses the state before, or the message names
+    neither path nor room."""
     write(tmp_path / "state", 1, keep=1)
     for nth in range(1, 6):
         with monkeypatch.context() as patch:
@@ -108,8 +113,9 @@ STRIDE = 7  # of the faults of a whole run; 1 tries all
 
 
 class Disk:
-    """Counts every call that changes the disk (open for writing, write, close, fsync, rename, truncate, unlink, rmdir, mkdir, the weights
-    written by safetensors) and lets the one with number `fails` fail. A write that fails has written half of its text, as a full disk does."""
+    """Counts every call that changes the disk (open for writing, write, close, fsync, rename,
+    truncate, unlink, rmdir, mkdir, the weights written by safetensors) and lets the one with number
+    `fails` fail. A write that fails has written half of its text, as a full disk does."""
 
     def __init__(self, patch, number: int, fails: int):
         self.count, self.fails, self.number, self.failed = 0, fails, number, ""
@@ -144,7 +150,8 @@ class Disk:
 
 
 def each_fault(monkeypatch, number, save, check):
-    """save() again and again, its 1st, 2nd, ... change of the disk failing, until one passes without a fault; check() behind each. -> what failed"""
+    """save() again and again, its 1st, 2nd, ... change of the disk failing, until one passes
+    without a fault; check() behind each. -> what failed"""
     failed = []
     while True:
         with monkeypatch.context() as patch:
@@ -162,8 +169,8 @@ def each_fault(monkeypatch, number, save, check):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 def test_every_fault_of_a_step(tmp_path, monkeypatch, number):
-    """Bug: a fault at any change of the disk loses the state before, leaves a log that cannot be gone on with, ends in a traceback,
-    or is passed over without the new state being there."""
+    """Bug: a fault at any change of the disk loses the state before, leaves a log that cannot be
+    gone on with, ends in a traceback, or is passed over without the new state being there."""
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
     learner, saving = state.Learner(model, optimizer), state.Saving(last=10 ** 6, every=1, keep=1)
@@ -194,7 +201,8 @@ def test_every_fault_of_a_step(tmp_path, monkeypatch, number):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 def test_every_fault_of_a_part(tmp_path, monkeypatch, number):
-    """Bug: a half-written part is taken for a whole one, parts before it are lost, or run.json is left half-written."""
+    """Bug: a half-written part is taken for a whole one, parts before it are lost, or run.json is
+    left half-written."""
     def save():
         state.same_run(tmp_path / "state", {"seed": 1}, False)
         assert state.parts(tmp_path / "state", "x", list(range(10)), 5, lambda number, part: [item * 2 for item in part]) == list(range(0, 20, 2))
@@ -211,7 +219,8 @@ def test_every_fault_of_a_part(tmp_path, monkeypatch, number):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 def test_every_fault_of_rows_and_settings(tmp_path, monkeypatch, number):
-    """Bug: a full disk under rollouts.jsonl, responses.jsonl or arguments.json ends in a traceback."""
+    """Bug: a full disk under rollouts.jsonl, responses.jsonl or arguments.json ends in a
+    traceback."""
     def save():
         write_jsonl(tmp_path / "rollouts.jsonl", ({"step": n} for n in range(3)))
         write_json(tmp_path / "rollouts.jsonl", {"a": 1})
@@ -221,7 +230,8 @@ def test_every_fault_of_rows_and_settings(tmp_path, monkeypatch, number):
 
 
 def test_a_limit_on_the_size_of_files(tmp_path):
-    """Bug: a write that the system itself cuts short, also inside safetensors, loses the state before or kills the process."""
+    """Bug: a write that the system itself cuts short, also inside safetensors, loses the state
+    before or kills the process."""
     resource = pytest.importorskip("resource")
     write(tmp_path / "state", 1, keep=1)
     before, refused = resource.getrlimit(resource.RLIMIT_FSIZE), 0
@@ -242,7 +252,8 @@ def test_a_limit_on_the_size_of_files(tmp_path):
 
 
 def test_batches_of_a_step():
-    """Bug: a step's batch depends on the steps before it, an item is left out of a round, or every round has one order."""
+    """Bug: a step's batch depends on the steps before it, an item is left out of a round, or every
+    round has one order."""
     batches = [batch_of(list("abcdefg"), 3, step, seed=5) for step in range(1, 10)]
     assert [len(batch) for batch in batches] == [3, 3, 1] * 3
     rounds = [sum(batches[i: i + 3], []) for i in (0, 3, 6)]
@@ -250,7 +261,7 @@ def test_batches_of_a_step():
     assert batch_of(list("abcdefg"), 3, 1, seed=6) != batches[0] and batch_of(list("ab"), 3, 2, seed=5) in (["a", "b"], ["b", "a"])
 
 
-# ---- the scripts -----------------------------------------------------------------------------------------------------
+# ---- the scripts -------------------------------------------------------------------------------
 
 def run_sft(policy, out, *flags):
     train_sft.main(["--model", policy, *SMALL, "--data", "data.jsonl", "--batch", "2", "--epochs", "3", "--out", out, *flags])
@@ -280,7 +291,8 @@ def assert_equal_runs():
 
 
 def test_resume_equals_one_run(policy, data, capsys):
-    """Bug: weights, moments, batches or the log of a run that went on differ from those of a run never stopped."""
+    """Bug: weights, moments, batches or the log of a run that went on differ from those of a run
+    never stopped."""
     run_sft(policy, "whole", "--steps", "5")
     run_sft(policy, "twice", "--steps", "2")
     with open("twice/metrics.jsonl", "a") as log:
@@ -293,7 +305,8 @@ def test_resume_equals_one_run(policy, data, capsys):
 
 @pytest.mark.parametrize("flags", [[], ["--beta", "0.5"], ["--advantage", "gae"], ["--offline", "6", "--beta", "0.5"]])
 def test_resume_of_rl_equals_one_run(policy, elsewhere, flags, monkeypatch, capsys):
-    """Bug: the same, or the reference or the offline responses of a run that went on are those of the resumed policy."""
+    """Bug: the same, or the reference or the offline responses of a run that went on are those of
+    the resumed policy."""
     monkeypatch.setattr(train_rl, "OFFLINE_ACCURACY", (0, 1))
     flags, real = [*flags, "--steps", "6", "--lr", "0.01", "--save-every", "2"], train_rl.sample
     run_rl(policy, "whole", *flags)
@@ -313,7 +326,8 @@ def test_resume_of_rl_equals_one_run(policy, elsewhere, flags, monkeypatch, caps
 
 
 def test_rl_goes_on_to_more_steps(policy, elsewhere):
-    """Bug: a finished run cannot go on, or its learning rate is not that of the new number of steps."""
+    """Bug: a finished run cannot go on, or its learning rate is not that of the new number of
+    steps."""
     run_rl(policy, "out", "--steps", "2", "--lr", "1")
     run_rl(policy, "out", "--steps", "8", "--lr", "1", "--resume")
     rates = [line["lr"] for _, line in read_jsonl("out/metrics.jsonl")]
@@ -322,8 +336,9 @@ def test_rl_goes_on_to_more_steps(policy, elsewhere):
 
 @pytest.mark.parametrize("run", [run_sft, run_rl])
 def test_faults_of_a_whole_run(policy, data, run, monkeypatch, capsys):
-    """Bug: a full disk at the beginning or the end of a run (folders, rollouts, the model, its answers, the last rename) ends in a traceback,
-    or the run cannot be taken up and brought to the same end."""
+    """Bug: a full disk at the beginning or the end of a run (folders, rollouts, the model, its
+    answers, the last rename) ends in a traceback, or the run cannot be taken up and brought to the
+    same end."""
     run(policy, "whole", "--steps", "1")
     failed = 0
     for fails in range(1, 1000, STRIDE):
@@ -347,7 +362,8 @@ def test_faults_of_a_whole_run(policy, data, run, monkeypatch, capsys):
 
 @pytest.mark.parametrize("run", [run_sft, run_rl])
 def test_one_seed_one_result(policy, data, run):
-    """Bug: something is drawn from a generator that the seed does not reach, from a set's order or from the time."""
+    """Bug: something is drawn from a generator that the seed does not reach, from a set's order or
+    from the time."""
     for out in ("one", "two"):
         run(policy, out, "--steps", "3")
     run(policy, "other", "--steps", "3", "--seed", "1")
@@ -357,7 +373,8 @@ def test_one_seed_one_result(policy, data, run):
 
 
 def test_a_lost_log(policy, data, capsys):
-    """Bug: a traceback where metrics.jsonl is gone, or zero bytes in place of its lines where it was cut."""
+    """Bug: a traceback where metrics.jsonl is gone, or zero bytes in place of its lines where it
+    was cut."""
     again = lambda *flags: refusal(lambda argv: run_sft(policy, "out", *argv), flags, capsys)
     run_sft(policy, "out", "--steps", "2")
     whole = Path("out/metrics.jsonl").read_bytes()
@@ -371,20 +388,22 @@ def test_a_lost_log(policy, data, capsys):
 
 
 def test_a_state_that_does_not_fit(policy, data, capsys):
-    """Bug: --allow-changes with another model or another kind of advantage ends in a traceback of load_state_dict."""
+    """Bug: --allow-changes with another model or another kind of advantage ends in a traceback of
+    load_state_dict."""
     run_rl(policy, "rl", "--steps", "1")
     gae = ["--steps", "2", "--resume", "--allow-changes", "--advantage", "gae"]
     assert "tensors do not fit this model" in refusal(lambda argv: run_rl(policy, "rl", *argv), gae, capsys)
 
 
-# ---- two runs at once, and outputs that are there already ------------------------------------------------------------
+# ---- two runs at once, and outputs that are there already --------------------------------------
 
 HOLD = "import sys, time; from nanoverify.support.files import output_folder\nwith output_folder('out') as folder: print('held', flush=True); time.sleep(60)"
 
 
 @pytest.mark.skipif(files.fcntl is None, reason="no locks here")
 def test_two_runs_at_once():
-    """Bug: a second run removes or shares the folder of one that is at work; one killed with -9 locks everybody out."""
+    """Bug: a second run removes or shares the folder of one that is at work; one killed with -9
+    locks everybody out."""
     process = subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[2])})
     assert process.stdout.readline() == b"held\n"
     Path("out.part/work").write_text("of the first")
@@ -409,7 +428,8 @@ def test_pretrain_asks_before_it_replaces(capsys):
 
 
 def test_other_runs_are_refused(policy, data, capsys):
-    """Bug: a run goes on with other flags or other data as if nothing were; --allow-changes has no effect; an output is overwritten."""
+    """Bug: a run goes on with other flags or other data as if nothing were; --allow-changes has no
+    effect; an output is overwritten."""
     run_sft(policy, "out", "--steps", "2")
     again = lambda *flags: refusal(lambda argv: run_sft(policy, "out", *argv), flags, capsys)
     assert "--overwrite" in again()
@@ -424,7 +444,8 @@ def test_other_runs_are_refused(policy, data, capsys):
 
 
 def test_a_gradient_that_is_not_finite(policy, data, monkeypatch):
-    """Bug: NaN moves the weights, is saved as the newest state, or the message does not say where it came from."""
+    """Bug: NaN moves the weights, is saved as the newest state, or the message does not say where
+    it came from."""
     real, calls = train_sft.token_log_probs, []
 
     def poisoned(*args):
@@ -439,7 +460,8 @@ def test_a_gradient_that_is_not_finite(policy, data, monkeypatch):
 
 
 def test_a_signal_ends_behind_the_step(policy, data, monkeypatch, capsys):
-    """Bug: Ctrl-C or SIGTERM loses the steps since the last save, or gives no exit code of its own."""
+    """Bug: Ctrl-C or SIGTERM loses the steps since the last save, or gives no exit code of its
+    own."""
     real = train_sft.clipped_step
     for number in (signal.SIGINT, signal.SIGTERM):
         steps = []
@@ -461,7 +483,8 @@ def test_too_little_room(policy, data, monkeypatch, capsys):
 
 
 def test_parts(tmp_path, capsys):
-    """Bug: finished parts are computed again, a damaged one is used, or they are joined in another order."""
+    """Bug: finished parts are computed again, a damaged one is used, or they are joined in another
+    order."""
     asked = []
     work = lambda number, part: asked.append(number) or [item * 2 for item in part]
     assert state.parts(tmp_path, "x", [1, 2, 3, 4, 5], 2, work) == [2, 4, 6, 8, 10] and asked == [0, 1, 2]
@@ -473,7 +496,8 @@ def test_parts(tmp_path, capsys):
 
 
 def test_parts_of_other_items(tmp_path, capsys):
-    """Bug: answers to other questions are joined with these, after --resume --allow-changes with another --seed or --count."""
+    """Bug: answers to other questions are joined with these, after --resume --allow-changes with
+    another --seed or --count."""
     work = lambda number, part: [item * 2 for item in part]
     assert state.parts(tmp_path, "x", [1, 2, 3, 4], 2, work) == [2, 4, 6, 8]
     asked = []
@@ -509,7 +533,8 @@ def test_build_data_goes_on(monkeypatch):
 
 
 def test_kill_and_resume(tmp_path):
-    """Bug: a run killed with -9 cannot go on, or ends elsewhere. (The long form: python -m nanoverify.bench.kill)"""
+    """Bug: a run killed with -9 cannot go on, or ends elsewhere. (The long form: python -m
+    nanoverify.bench.kill)"""
     kill.finish(kill.start("build_data", tmp_path), "build_data")
     kill.finish(kill.start("train_sft", tmp_path), "train_sft")
     process = kill.start("train_sft", tmp_path, "--out", "killed")
@@ -519,7 +544,8 @@ def test_kill_and_resume(tmp_path):
 
 
 def test_an_earlier_output_is_never_lost_between_two_renames(tmp_path, monkeypatch):
-    """Bug: the last rename fails, or the process dies before it, and the next run removes the earlier output, which lies in .part, unasked."""
+    """Bug: the last rename fails, or the process dies before it, and the next run removes the
+    earlier output, which lies in .part, unasked."""
     out, rename = tmp_path / "out", Path.rename
 
     def work(text, **flags):
@@ -542,7 +568,7 @@ def test_an_earlier_output_is_never_lost_between_two_renames(tmp_path, monkeypat
     assert read_json(out / "arguments.json") == {"text": "first"}
 
 
-# ---- Windows, simulated --------------------------------------------------------------------------
+# ---- Windows, simulated ------------------------------------------------------------------------
 
 @pytest.fixture
 def windows(monkeypatch):

@@ -28,7 +28,8 @@ def test_every_variant_parses():
 
 
 def test_majority(monkeypatch, tmp_path):
-    """Bug: the vote counts right answers, a tie goes to the last one, or the number of votes is not what RL's tokens pay for."""
+    """Bug: the vote counts right answers, a tie goes to the last one, or the number of votes is not
+    what RL's tokens pay for."""
     write_json(tmp_path / "evaluation.json", {"asked": {"test_count": 3}, "columns": {"base": {"tokens_per_response": 10.0}, "RL": {"tokens_per_response": 42.0}}})
     answers = {"a": "1212", "b": "3211", "c": "2233"}  # the right answer is 1: a tie won by the earliest, won, lost
     asked = []
@@ -44,8 +45,8 @@ def test_majority(monkeypatch, tmp_path):
 
 
 def test_best_of_n(monkeypatch, tmp_path):
-    """Bug: the gold answer chooses instead of the base's check, a later accepted answer wins, checks cost no tokens, or
-    a question without an accepted answer is left out."""
+    """Bug: the gold answer chooses instead of the base's check, a later accepted answer wins,
+    checks cost no tokens, or a question without an accepted answer is left out."""
     columns = {"base": {"tokens_per_response": 10.0}, "RL": {"tokens_per_response": 61.0}}
     write_json(tmp_path / "evaluation.json", {"asked": {"test_count": 3}, "columns": columns})
     answers = {"a": "211", "b": "323", "c": "133"}  # the right answer is 1
@@ -97,7 +98,8 @@ def test_arms_run_what_they_say(monkeypatch, tmp_path):
 
 
 def test_stage(monkeypatch, tmp_path):
-    """Bug: a finished stage is run again, one made with other flags is taken, or an interrupted one starts anew."""
+    """Bug: a finished stage is run again, one made with other flags is taken, or an interrupted one
+    starts anew."""
     ran = []
     monkeypatch.setattr(study.subprocess, "run", lambda command, check: (ran.append(command[1:]), (tmp_path / "out").mkdir(exist_ok=True)))
     study.stage("train_rl", tmp_path / "out", "--lr", 0)
@@ -117,7 +119,8 @@ def test_stage(monkeypatch, tmp_path):
 
 
 def test_correct_only_takes_right_answers_one_a_question_first(tmp_path):
-    """Bug: wrong or cut answers get in, an easy question fills the data set, or it is larger than the trajectories'."""
+    """Bug: wrong or cut answers get in, an easy question fills the data set, or it is larger than
+    the trajectories'."""
     row = lambda name, right, finished=True: {"id": name, "finished": finished, "actions": [{"right": right}]}
     (tmp_path / "data").mkdir()
     write_jsonl(tmp_path / "data" / "trajectories.jsonl", [{}] * 4)
@@ -128,7 +131,8 @@ def test_correct_only_takes_right_answers_one_a_question_first(tmp_path):
 
 
 def test_gold_solutions_are_right(tmp_path):
-    """Bug: the numbers of another puzzle, or of another seed, are solved; a response keeps its verifications."""
+    """Bug: the numbers of another puzzle, or of another seed, are solved; a response keeps its
+    verifications."""
     (tmp_path / "data").mkdir()
     problems = make_puzzles("train", 60, seed=3)
     write_json(tmp_path / "data" / "arguments.json", {"count": 60, "seed": 3})
@@ -144,7 +148,8 @@ def test_gold_solutions_are_right(tmp_path):
 
 
 def test_baseline_and_tokens(tmp_path):
-    """Bug: the always-\"correct\" baseline counts solutions nobody verified, or the answers instead of the verifications."""
+    """Bug: the always-\"correct\" baseline counts solutions nobody verified, or the answers instead
+    of the verifications."""
     act = lambda kind, right: {"kind": kind, "right": right}
     write_jsonl(tmp_path / "responses.jsonl", [{"actions": [act("solve", False), act("verify", False), act("solve", True), act("verify", True)]},
                                                {"actions": [act("solve", True)]}, {"actions": [act("solve", False), act("verify", False)]}])
@@ -156,7 +161,8 @@ def test_baseline_and_tokens(tmp_path):
 
 
 def test_failures(tmp_path):
-    """Bug: a response that recovers counts as failed, one counts twice, or one that is cut at a right answer does not count."""
+    """Bug: a response that recovers counts as failed, one counts twice, or one that is cut at a
+    right answer does not count."""
     solve, check = lambda right: {"kind": "solve", "right": right, "verdict": None}, lambda right, said: {"kind": "verify", "right": right, "verdict": said}
     rows = [[solve(True), check(True, False), solve(True), check(True, True)], [solve(False), check(False, True)], [solve(True), check(True, False), solve(False), check(False, True)],
             [solve(True), check(True, False), solve(False), check(False, False)], [solve(False), check(False, False), solve(True)]]
@@ -165,7 +171,8 @@ def test_failures(tmp_path):
 
 
 def test_beyond(monkeypatch, tmp_path):
-    """Bug: with k attempts allowed, a later one counts, or a response that stopped before counts as wrong; the file of an earlier call is not used."""
+    """Bug: with k attempts allowed, a later one counts, or a response that stopped before counts as
+    wrong; the file of an earlier call is not used."""
     solve, check = lambda right: Action("solve", 0, 1, "", right=right), Action("verify", 1, 2, "", verdict=False)
 
     def respond(model, tokenizer, problems, sampling):
@@ -186,7 +193,8 @@ def test_beyond(monkeypatch, tmp_path):
 
 
 def test_table(monkeypatch, tmp_path):
-    """Bug: rows of other arms and seeds are lost, or a row is there twice; a stop in the middle loses what was found; a missing value becomes 0."""
+    """Bug: rows of other arms and seeds are lost, or a row is there twice; a stop in the middle
+    loses what was found; a missing value becomes 0."""
     asked = []
 
     def run_arm(arm, root, seed):

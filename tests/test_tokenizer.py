@@ -1,4 +1,5 @@
-"""Prompts against transformers, for stand-ins of ten families' chat templates; and which ids stop, end and pad."""
+"""Prompts against transformers, for stand-ins of ten families' chat templates; and which ids stop,
+end and pad."""
 import jinja2
 import pytest
 import tokenizers
@@ -11,7 +12,8 @@ SPECIAL = ["<unk>", "<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>", "<|beg
            "<|eot_id|>", "[INST]", "[/INST]", "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>", "<|end|>", "<|endoftext|>"]
 ID = {token: id for id, token in enumerate(SPECIAL)}
 
-# name -> (BOS, EOS, what ends an assistant message, template); written for this test with the constructs of the originals
+# name -> (BOS, EOS, what ends an assistant message, template); written for this test with the
+# constructs of the originals
 TEMPLATES = {
     "smollm2": ("<|im_start|>", "<|im_end|>", "<|im_end|>", """\
 {% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
@@ -181,7 +183,8 @@ USER, SYSTEM, ASSISTANT = ({"role": role, "content": text} for role, text in (
 
 
 def write_tokenizer(folder, bos=None, eos="</s>", template=None, generation=None, adds_bos=False, **config):
-    """A byte-level BPE tokenizer folder; adds_bos: as Llama's, which puts BOS before whatever is encoded with special tokens."""
+    """A byte-level BPE tokenizer folder; adds_bos: as Llama's, which puts BOS before whatever is
+    encoded with special tokens."""
     folder.mkdir(exist_ok=True)
     raw = tokenizers.Tokenizer(tokenizers.models.BPE())
     raw.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -207,7 +210,8 @@ def family(request, tmp_path):
 
 
 def test_rendered_as_transformers_does(family):
-    """Bug: whitespace control, filters or variables differ, and the model sees prompts that it was never trained on."""
+    """Bug: whitespace control, filters or variables differ, and the model sees prompts that it was
+    never trained on."""
     ours, theirs, _ = family
     conversations = [[USER], [SYSTEM, USER], [USER, ASSISTANT], [USER, ASSISTANT, USER],
                      [SYSTEM, USER, ASSISTANT, USER, ASSISTANT], [USER, USER]]
@@ -227,7 +231,8 @@ def test_rendered_as_transformers_does(family):
 
 
 def test_prompt_ids(family):
-    """Bug: BOS twice, once from the template and once from the tokenizer; or special tokens split into characters."""
+    """Bug: BOS twice, once from the template and once from the tokenizer; or special tokens split
+    into characters."""
     ours, theirs, _ = family
     ids = ours.prompt(TEXT)
     assert ids == theirs.apply_chat_template([USER], add_generation_prompt=True)["input_ids"]
@@ -236,7 +241,8 @@ def test_prompt_ids(family):
 
 
 def test_end_id(family):
-    """Bug: training ends responses with one id while the template, and so the model's habit, ends them with another."""
+    """Bug: training ends responses with one id while the template, and so the model's habit, ends
+    them with another."""
     ours, _, end = family
     assert ours.end_id == ID[end]
     assert ours.end_id in ours.stop_ids
@@ -250,7 +256,8 @@ def test_end_id_is_looked_for_after_the_assistant(tmp_path):
 
 
 def test_text_round_trip(tmp_path):
-    """Bug: encode adds BOS or EOS into the middle of a response; decode tidies spaces or shows special tokens."""
+    """Bug: encode adds BOS or EOS into the middle of a response; decode tidies spaces or shows
+    special tokens."""
     tokenizer = Tokenizer.load(write_tokenizer(tmp_path, "<s>", adds_bos=True))
     text = " 1 , 2 . don 't\n\n\té 😀 "
     ids = tokenizer.encode(text)
@@ -277,7 +284,8 @@ def test_no_stop_id_is_refused(tmp_path):
 
 
 def test_end_id_without_a_hint_from_the_template(tmp_path):
-    """Bug: a template without end marker, or one that takes no assistant message, leaves no end id or the wrong one."""
+    """Bug: a template without end marker, or one that takes no assistant message, leaves no end id
+    or the wrong one."""
     for template in (None, "{{ messages[-1].content }}", "<|im_end|>{{ messages[0].content }}",
                      "{% if messages|length > 1 %}{{ raise_exception('one only') }}{% endif %}"):
         assert Tokenizer.load(write_tokenizer(tmp_path, eos="</s>", template=template)).end_id == ID["</s>"]
@@ -335,7 +343,8 @@ def test_stop_ids_are_not_decoded(tmp_path):
     (None, {"pad_token_id": 10 ** 6}, 0),
 ])
 def test_pad_is_no_stop_id(pad, generation, expected, tmp_path):
-    """Bug: SmolLM2 and many others pad with EOS, so that a search for EOS finds padding and a mask of padding hides EOS."""
+    """Bug: SmolLM2 and many others pad with EOS, so that a search for EOS finds padding and a mask
+    of padding hides EOS."""
     tokenizer = Tokenizer.load(write_tokenizer(tmp_path, eos="</s>", pad_token=pad, generation=generation))
     assert tokenizer.pad_id == expected and tokenizer.pad_id not in tokenizer.stop_ids
 
@@ -343,7 +352,8 @@ def test_pad_is_no_stop_id(pad, generation, expected, tmp_path):
 @pytest.mark.parametrize("adds_bos, setting, expected", [
     (True, None, [ID["<s>"]]), (False, None, []), (False, True, [ID["<s>"]]), (True, False, [])])
 def test_base_model_prompt(adds_bos, setting, expected, tmp_path):
-    """Bug: a base model, which has no template, is refused or gets no BOS although it was trained with one."""
+    """Bug: a base model, which has no template, is refused or gets no BOS although it was trained
+    with one."""
     config = {} if setting is None else {"add_bos_token": setting}
     tokenizer = Tokenizer.load(write_tokenizer(tmp_path, "<s>", adds_bos=adds_bos, **config))
     assert tokenizer.prompt("What?") == expected + tokenizer.encode("What?\n")
@@ -352,7 +362,8 @@ def test_base_model_prompt(adds_bos, setting, expected, tmp_path):
 
 
 def test_where_the_template_is_found(tmp_path):
-    """Bug: the template of a newer or older folder layout is overlooked, and a chat model is prompted like a base model."""
+    """Bug: the template of a newer or older folder layout is overlooked, and a chat model is
+    prompted like a base model."""
     named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "list {{ eos_token }}"}]
     folder = write_tokenizer(tmp_path, template=named)
     assert Tokenizer.load(folder).render([USER]) == "list </s>"
@@ -400,7 +411,8 @@ def test_a_template_that_loses_the_question(tmp_path):
 
 
 def test_template_is_sandboxed(tmp_path):
-    """Bug: a template from a download reaches Python's internals, or changes the messages for those who come after."""
+    """Bug: a template from a download reaches Python's internals, or changes the messages for those
+    who come after."""
     for attack in ("{{ messages.__class__.__mro__ }}", "{{ messages.append(1) }}", "{{ ''.__class__.__base__.__subclasses__() }}",
                    "{% for i in range(10 ** 9) %}{% endfor %}"):
         with pytest.raises(InputError, match="chat template"):
@@ -408,7 +420,8 @@ def test_template_is_sandboxed(tmp_path):
 
 
 def test_padded_vocabulary(tmp_path):
-    """Bug: Qwen2.5's weights have rows for ids that no token has; sampled, they decode to nothing."""
+    """Bug: Qwen2.5's weights have rows for ids that no token has; sampled, they decode to
+    nothing."""
     folder = write_tokenizer(tmp_path)
     size = len(read_json(folder / "tokenizer.json")["model"]["vocab"])
     write_json(folder / "config.json", {"vocab_size": size + 50})
@@ -422,7 +435,8 @@ def test_padded_vocabulary(tmp_path):
 
 
 def test_truncation_and_padding_in_the_file_are_off(tmp_path):
-    """Bug: a tokenizer.json saved in the middle of someone's training cuts every prompt at their limit."""
+    """Bug: a tokenizer.json saved in the middle of someone's training cuts every prompt at their
+    limit."""
     folder = write_tokenizer(tmp_path)
     raw = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     raw.enable_truncation(4)

@@ -1,4 +1,5 @@
-"""Spans against byte counts: which action a token belongs to, known independently of the decoder; masks and composing by hand."""
+"""Spans against byte counts: which action a token belongs to, known independently of the decoder;
+masks and composing by hand."""
 import itertools
 import random
 
@@ -34,7 +35,8 @@ CROSSING = [(".", "Ċ"), (".Ċ", "Ċ"), ("Ċ", "Ċ"), ("Ċ", "W"), ("ĊW", "a"),
 
 
 def fallback_tokenizer():
-    """As Llama 2's: characters, and bytes for all others, which decode to one replacement mark each while they are incomplete."""
+    """As Llama 2's: characters, and bytes for all others, which decode to one replacement mark each
+    while they are incomplete."""
     pieces = ["<unk>", *map("<0x{:02X}>".format, range(256)), "▁", *map(chr, range(33, 127))]
     raw = Raw(models.BPE({piece: id for id, piece in enumerate(pieces)}, [], byte_fallback=True, unk_token="<unk>"))
     raw.normalizer = normalizers.Replace(" ", "▁")
@@ -86,10 +88,11 @@ def three_attempts():
     return compose(SOLVES, [Verification(text, "incorrect" not in text, True) for text in CHECKS])
 
 
-# ---- spans ----------------------------------------------------------------------------------------------------------
+# ---- spans -------------------------------------------------------------------------------------
 
 def test_composed_text_comes_back(tokenizer):
-    """Bug: parse loses or shifts an action, its text, its answer, its verdict or whether it is right."""
+    """Bug: parse loses or shifts an action, its text, its answer, its verdict or whether it is
+    right."""
     ids = tokenizer.encode(three_attempts()) + [tokenizer.end_id]
     t = parse(PROBLEM, ids, True, tokenizer)
     check_partition(t)
@@ -102,7 +105,8 @@ def test_composed_text_comes_back(tokenizer):
 
 
 def test_spans_begin_with_the_phrase(tokenizer):
-    """Bug: a span is a token early or late; a character of several tokens in front of the phrase (naïve, ≠, 🙂) shifts it."""
+    """Bug: a span is a token early or late; a character of several tokens in front of the phrase
+    (naïve, ≠, 🙂) shifts it."""
     text = three_attempts()
     ids = tokenizer.encode(text) + [tokenizer.end_id]
     t = parse(PROBLEM, ids, True, tokenizer)
@@ -114,7 +118,8 @@ def test_spans_begin_with_the_phrase(tokenizer):
 
 
 def test_crossing_token_belongs_to_where_it_begins():
-    """Bug: a token such as '.\\n\\n' goes to the phrase behind it, so that the solution's full stop is trained with the verification."""
+    """Bug: a token such as '.\\n\\n' goes to the phrase behind it, so that the solution's full stop
+    is trained with the verification."""
     tokenizer = byte_tokenizer([(".", "Ċ"), (".Ċ", "Ċ")])
     text = f"The answer is 6.\n\n{RECHECK}\n\nAs it is. Therefore, the answer is correct."
     ids = tokenizer.encode(text) + [tokenizer.end_id]
@@ -129,9 +134,11 @@ PIECES = [RECHECK, RETRY, "\n\n" + RECHECK + "\n\n", "\n\n" + RETRY + "\n", "Wai
 
 
 def test_spans_of_any_text(tokenizer):
-    """Bug: repeated, empty, glued or unfinished phrases, or odd spaces and characters beside them, break the cut."""
+    """Bug: repeated, empty, glued or unfinished phrases, or odd spaces and characters beside them,
+    break the cut."""
     rng = random.Random(0)
-    # with byte fallback, the first byte of such a space spoils the whole character before it, and the cut may be a character early or late
+    # with byte fallback, the first byte of such a space spoils the whole character before it, and
+    # the cut may be a character early or late
     pieces = [piece for piece in PIECES if tokenizer.raw.token_to_id("<0x00>") is None or piece.isascii() or not piece.isspace()]
     for _ in range(150):
         text = "".join(rng.choice(pieces) for _ in range(rng.randint(0, 12)))
@@ -147,7 +154,8 @@ def test_spans_of_any_text(tokenizer):
 
 
 def test_spans_of_any_ids(tokenizer):
-    """Bug: invalid UTF-8 and special tokens in the middle, as an untrained model writes them, raise or leave tokens without an action."""
+    """Bug: invalid UTF-8 and special tokens in the middle, as an untrained model writes them, raise
+    or leave tokens without an action."""
     rng = random.Random(0)
     phrases = [tokenizer.encode("\n\n" + phrase + "\n\n") for phrase in (RECHECK, RETRY)]
     for _ in range(150):
@@ -161,7 +169,8 @@ def test_spans_of_any_ids(tokenizer):
 
 
 def test_ids_are_not_encoded_again():
-    """Bug: spans are found by encoding the text anew; sampled ids need not be the ones the tokenizer would choose."""
+    """Bug: spans are found by encoding the text anew; sampled ids need not be the ones the
+    tokenizer would choose."""
     tokenizer = byte_tokenizer(CROSSING)
     text = three_attempts()
     ids = [tokenizer.raw.token_to_id(byte_char(byte)) for byte in text.encode()]
@@ -176,7 +185,7 @@ def byte_char(byte):
     return chr(byte) if byte in shown else chr(256 + [b for b in range(256) if b not in shown].index(byte))
 
 
-# ---- masks and form -------------------------------------------------------------------------------------------------
+# ---- masks and form ----------------------------------------------------------------------------
 
 def made(form: str, finished=True, tokens=3) -> Trajectory:
     """'s+ vy s- vn v?' -> actions: solve right or wrong; verify saying yes, no or nothing."""
@@ -197,7 +206,8 @@ def made(form: str, finished=True, tokens=3) -> Trajectory:
     ("s- vn", [1, 1]),
 ])
 def test_loss_mask(form, mask):
-    """Bug: wrong solutions are learned, or a verification, the last solution or the end token is not."""
+    """Bug: wrong solutions are learned, or a verification, the last solution or the end token is
+    not."""
     assert loss_mask(made(form)) == [m for m in mask for _ in range(3)]
 
 
@@ -227,14 +237,16 @@ def test_loss_mask_follows_the_spans(tokenizer):
     ("s- vn vn s+ s+ vy", True, False),
 ])
 def test_well_formed(form, finished, expected):
-    """Bug: a response whose next move contradicts its verdict, or that was cut, counts as well-formed."""
+    """Bug: a response whose next move contradicts its verdict, or that was cut, counts as
+    well-formed."""
     assert well_formed(made(form, finished)) is expected
 
 
-# ---- composing ------------------------------------------------------------------------------------------------------
+# ---- composing ---------------------------------------------------------------------------------
 
 def test_attempts_for():
-    """Bug: the table of the released code (w wrong of 5: 0 -> 1, 1 -> 2, 2-3 -> 3, 4-5 -> 4) is off by one, or falls somewhere."""
+    """Bug: the table of the released code (w wrong of 5: 0 -> 1, 1 -> 2, 2-3 -> 3, 4-5 -> 4) is off
+    by one, or falls somewhere."""
     assert [attempts_for(w / 5, 4) for w in range(6)] == [1, 2, 3, 3, 4, 4]
     assert [attempts_for(w / 5, 6) for w in range(6)] == [1, 2, 3, 4, 5, 6]
     for K in range(2, 17):
@@ -244,8 +256,9 @@ def test_attempts_for():
 
 
 def test_choose_attempts():
-    """Bug: two attempts give the same answer, the right one is not last, there is more than one, or too many are taken;
-    a rare wrong answer comes before a frequent one, so that SFT is not shown what the policy believes."""
+    """Bug: two attempts give the same answer, the right one is not last, there is more than one, or
+    too many are taken; a rare wrong answer comes before a frequent one, so that SFT is not shown
+    what the policy believes."""
     texts = [f"Way {i}. The answer is {answer}." for i, answer in enumerate((8, 7, 7, "7.0", 9, 6, 8, 6))]
     right = [text.endswith(" 6.") for text in texts]
     chosen_texts = set()
@@ -260,14 +273,16 @@ def test_choose_attempts():
 
 
 def test_choose_attempts_without_choice():
-    """Bug: a question without a right sample gets a trajectory, or one without a wrong sample gets none."""
+    """Bug: a question without a right sample gets a trajectory, or one without a wrong sample gets
+    none."""
     assert choose_attempts(["The answer is 7."] * 3, [False] * 3, 3, random.Random(0)) == []
     assert choose_attempts([], [], 3, random.Random(0)) == []
     assert choose_attempts(["The answer is 6."], [True], 4, random.Random(0)) == ["The answer is 6."]
 
 
 def test_usable():
-    """Bug: a verification that contradicts the rule, was cut, gives no verdict or holds an opening phrase gets into the data."""
+    """Bug: a verification that contradicts the rule, was cut, gives no verdict or holds an opening
+    phrase gets into the data."""
     for said, right, finished in itertools.product((True, False, None), (True, False), (True, False)):
         text = VERDICTS[said] if said is not None else "Hm."
         assert usable(Verification(text, said, finished), right) is (finished and said is right)
@@ -276,7 +291,8 @@ def test_usable():
 
 
 def test_compose_ends_each_check_with_the_sentence():
-    """Bug: a verification whose verdict is worded otherwise stays so, or the sentence is written twice."""
+    """Bug: a verification whose verdict is worded otherwise stays so, or the sentence is written
+    twice."""
     text = compose(["The answer is 7.", " The answer is 6.\n"], [Verification("It is not correct: the answer is wrong.", False, True),
                                                               Verification(f"Yes. {VERDICTS[True]}", True, True)])
     assert text == (f"The answer is 7.\n\n{RECHECK}\n\nIt is not correct: the answer is wrong.\n{VERDICTS[False]}\n\n{RETRY}\n\n"
