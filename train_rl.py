@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from nanoverify import ppo
-from nanoverify.checkpoint import checkpoint_files, save_model
+from nanoverify.checkpoint import checkpoint_files
 from nanoverify.evaluate import correction, evaluate, metrics, report, respond, share, table
 from nanoverify.rollout import (
     PPO,
@@ -42,7 +42,7 @@ from nanoverify.rollout import (
 )
 from nanoverify.sampler import Sampling
 from nanoverify.scoring import backward, token_log_probs
-from nanoverify.support.files import InputError, output_folder, run, write_json, write_jsonl
+from nanoverify.support.files import InputError, output_folder, run, write_jsonl
 from nanoverify.support.stage import (
     add_model_flags,
     add_output_flags,
@@ -56,7 +56,7 @@ from nanoverify.support.stage import (
     positive,
     print_memory,
     print_rl_plan,
-    save_evaluations,
+    save_result,
     test_problems,
     train_problems,
 )
@@ -69,7 +69,7 @@ from nanoverify.support.state import (
     signals,
     state_bytes,
 )
-from nanoverify.trajectory import Trajectory, as_row, in_turn
+from nanoverify.trajectory import Trajectory, in_turn
 
 WARM_UP = 5  # steps
 GAMMA, LAMBDA = 1.0, 0.95  # of GAE, for each action
@@ -175,6 +175,20 @@ def offline_pool(model, tokenizer, problems, sampling: Sampling,
     print(f"{len(kept)} of {len(rows)} questions and {len(pool)} of {len(rows) * sampling.samples} "
           "responses are kept")
     return [[(t, next(advantages)) for t in row] for row in kept]
+
+
+def prepared(model, tokenizer, problems, sampling: Sampling, tries: int, offline: int | None,
+             reward: str) -> list:
+    """What the steps draw from: training questions or, offline, rows of the pool.
+
+    tries: answers to each question, for --filter (0: no filter). offline: questions of the pool.
+    """
+    if tries:
+        tried = replace(sampling, samples=tries)
+        problems = sometimes_solved(model, tokenizer, problems, tried)
+    if offline:
+        return offline_pool(model, tokenizer, problems[:offline], sampling, reward)
+    return problems
 
 
 def sample(model, tokenizer, asked, sampling: Sampling, offline: bool) -> Rollout:
@@ -353,6 +367,16 @@ def summary(rollout: Rollout, beta: float) -> dict:
     return found
 
 
+def log_line(step: int, rollout: Rollout, beta: float, signs: dict, lr: float, clock: list) -> dict:
+    """The line of metrics.jsonl. clock: times at the start, after sampling, scoring, updating."""
+    line = {"step": step, **summary(rollout, beta), **metrics(rollout.trajectories), **signs,
+            "lr": lr,
+            "seconds_rollout": clock[1] - clock[0],
+            "seconds_score": clock[2] - clock[1],
+            "seconds_update": clock[3] - clock[2]}
+    return line
+
+
 def shown(line: dict) -> dict:
     """What the progress bar says of a step."""
     return {"first": f"{100 * line['first_accuracy']:.0f}%",
@@ -375,16 +399,13 @@ def main(argv=None):
     model, tokenizer = load(args)
     sampling = Sampling(args.max_new_tokens, args.temperature, args.samples, args.seed,
                         args.batch_size)
-    settings = PPO(tokenizer.vocab_size, args.temperature, args.epochs, args.minibatches, args.clip,
-                   args.micro_tokens)
+    settings = PPO(tokenizer.vocab_size, args.temperature, args.epochs, args.minibatches,
+                   args.clip, args.micro_tokens)
     reference = copy.deepcopy(model).requires_grad_(False) if args.beta else None
     held_out = test_problems(args)
-    pool = train_problems(args, args.count)  # what the steps draw from
+    pool = train_problems(args, args.count)
     print_rl_plan(model, tokenizer, pool, len(held_out), args)
-    if args.filter:
-        pool = sometimes_solved(model, tokenizer, pool, replace(sampling, samples=args.filter))
-    if args.offline:
-        pool = offline_pool(model, tokenizer, pool[:args.offline], sampling, args.reward)
+    pool = prepared(model, tokenizer, pool, sampling, args.filter, args.offline, args.reward)
     if len(pool) < args.prompts:
         raise InputError(f"--prompts {args.prompts}: only {len(pool)} training questions")
     value_head, optimizer = learner(model, rules.gae, args.lr)
@@ -412,17 +433,13 @@ def main(argv=None):
                 weigh(rollout, rules, random.Random(f"rewards {args.seed} {step}"))
                 clock.append(time.time())
                 # 7. clipped policy gradient
-                optimizer.param_groups[0]["lr"] = learning_rate(step, args.steps, args.lr)
+                lr = learning_rate(step, args.steps, args.lr)
+                optimizer.param_groups[0]["lr"] = lr
                 signs = update(model, value_head, optimizer, rollout, settings,
                                random.Random(f"minibatches {args.seed} {step}"), f"step {step}")
                 clock.append(time.time())
 
-                line = {"step": step, **summary(rollout, args.beta),
-                        **metrics(rollout.trajectories), **signs,
-                        "lr": optimizer.param_groups[0]["lr"],
-                        "seconds_rollout": clock[1] - clock[0],
-                        "seconds_score": clock[2] - clock[1],
-                        "seconds_update": clock[3] - clock[2]}
+                line = log_line(step, rollout, args.beta, signs, lr, clock)
                 if args.eval_every and step % args.eval_every == 0:
                     line["eval"] = metrics(evaluate(model, tokenizer, held_out, sampling))
                 rows = rollout_rows(rollout, args.beta, rules.gae, tokenizer)
@@ -432,10 +449,7 @@ def main(argv=None):
                 save_step(folder, line, saved, trained, saving, caught)
         answers = evaluate(model, tokenizer, held_out, sampling)
         columns["RL"] = report(answers)
-        save_model(model, folder, args.model)
-        save_evaluations(folder, columns, args)
-        write_jsonl(folder / "responses.jsonl", (as_row(t, tokenizer) for t in answers))
-        write_json(folder / "arguments.json", vars(args))
+        save_result(folder, model, tokenizer, answers, columns, args)
     print(table(columns))
     print_example(answers, tokenizer)
     print(f"-> {args.out}")

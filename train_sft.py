@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from nanoverify.checkpoint import checkpoint_files, load_model, save_model
+from nanoverify.checkpoint import checkpoint_files, load_model
 from nanoverify.evaluate import evaluate, metrics, report, table
 from nanoverify.sampler import Sampling
 from nanoverify.scoring import Packed, backward, join, kl_divergence, room, token_log_probs
@@ -27,8 +27,6 @@ from nanoverify.support.files import (
     read_jsonl,
     refuse,
     run,
-    write_json,
-    write_jsonl,
 )
 from nanoverify.support.kernels import autocast
 from nanoverify.support.stage import (
@@ -45,7 +43,7 @@ from nanoverify.support.stage import (
     positive,
     print_memory,
     print_time,
-    save_evaluations,
+    save_result,
     test_problems,
 )
 from nanoverify.support.state import (
@@ -57,7 +55,7 @@ from nanoverify.support.state import (
     signals,
     state_bytes,
 )
-from nanoverify.trajectory import as_row, training_ids
+from nanoverify.trajectory import training_ids
 
 WARM_UP = 0.15  # of the schedule
 
@@ -225,11 +223,8 @@ def main(argv=None):
                 save_step(folder, line, saved, learner, saving, caught)
         answers = evaluate(model, tokenizer, problems, greedy)
         columns["SFT"] = report(answers)
-        save_model(model, folder, args.model)
-        save_evaluations(folder, columns, args)
-        write_jsonl(folder / "responses.jsonl", (as_row(t, tokenizer) for t in answers))
-        write_json(folder / "arguments.json",
-                   {**vars(args), "trajectories": len(rows), "dropped_too_long": too_long})
+        save_result(folder, model, tokenizer, answers, columns, args,
+                    trajectories=len(rows), dropped_too_long=too_long)
     print(table(columns))
     print(f"-> {args.out}")
 

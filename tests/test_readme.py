@@ -144,7 +144,7 @@ def test_metrics_are_explained():
         assert f"`{name}`" in explained, name
     for script in ("train_rl.py", "train_sft.py"):
         source = (ROOT / script).read_text(encoding="utf-8")
-        logged = re.findall(r'"(\w+)":', source.split("line = {")[1].split("if args.eval_every")[0])
+        logged = re.findall(r'"(\w+)":', source.split("line = {")[1].split("}\n")[0])
         for name in set(logged) - {"step"}:
             assert f"`{name}`" in explained, name
 

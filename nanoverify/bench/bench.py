@@ -296,6 +296,11 @@ def sft(model, tokenizer, peer, rows, args) -> dict:
     return works
 
 
+def sft_rows(args, model, tokenizer) -> list:
+    longest = min(args.max_length, model.config.max_position_embeddings)
+    return train_sft.read_rows(args.data, tokenizer, longest, None)[0]
+
+
 def rl(model, tokenizer, trl: bool, args) -> dict:
     problems = make_puzzles("train", args.prompts, args.seed)
     settings = train_rl.PPO(tokenizer.vocab_size, minibatches=args.minibatches,
@@ -387,6 +392,10 @@ def tokens_a_second(seconds: float, tokens: int) -> float:
     return tokens / seconds
 
 
+STEP_UNITS = {"s a step": lambda seconds, tokens: seconds,
+              "s for 1,000 tokens": lambda seconds, tokens: 1000 * seconds / tokens}
+
+
 def flags(argv):
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -431,21 +440,17 @@ def main(argv=None):
                 "--micro-tokens", str(train_rl.PPO.micro_tokens)]
     sft_args = train_sft.flags([*training, "--data", args.data])
     rl_args = train_rl.flags([*training, "--prompts", str(args.prompts // 2), "--lr", "0"])
-    rows = []
-    if "sft" in parts:
-        longest = min(sft_args.max_length, model.config.max_position_embeddings)
-        rows, _ = train_sft.read_rows(args.data, tokenizer, longest, None)
+    rows = sft_rows(sft_args, model, tokenizer) if "sft" in parts else []
     puzzles = make_puzzles("test", max(args.prompts, 64), seed=0)
     questions = [SOLVE_PROMPT.format(question=problem.question) for problem in puzzles]
     prompts = [tokenizer.prompt(question) for question in questions[: args.prompts]]
     own = Sampling(args.max_new_tokens, samples=8, batch_size=args.batch_size)
     cases = {"sample": (model, tokenizer, peers_of(args.model), prompts, own)}
     if "sample-large" in parts:
-        large = Tokenizer.load(args.large)
+        large_model, large = load_model(args.large, args.device), Tokenizer.load(args.large)
         ids = large.encode(" ".join(questions))
         prompts = [ids[64 * i: 64 * (i + 1)] for i in range(args.prompts // 8)]
         own = replace(own, samples=4, max_new_tokens=min(args.max_new_tokens, 128))
-        large_model = load_model(args.large, args.device)
         cases["sample-large"] = (large_model, large, peers_of(args.large), prompts, own)
 
     # 2. both must compute the same
@@ -463,17 +468,15 @@ def main(argv=None):
         print(f"memory {limits[0] / 1e9:.1f} GB/s, matrix products {limits[1] / 1e9:,.0f} GFLOP/s")
     for part in parts:
         if part in cases:
-            runs = take_turns(sampling(*cases[part]), args.repeat)
-            table += table_rows(part, runs, limits, speed)
+            works, units = sampling(*cases[part]), speed
         elif part == "sft":
             peer = cases["sample"][2].get("transformers, fp32")
-            runs = take_turns(sft(model, tokenizer, peer, rows, sft_args), args.repeat)
-            table += table_rows(part, runs, limits, speed)
+            works, units = sft(model, tokenizer, peer, rows, sft_args), speed
         elif part == "rl":
-            runs = take_turns(rl(model, tokenizer, trl, rl_args), args.repeat)
-            units = {"s a step": lambda seconds, tokens: seconds,
-                     "s for 1,000 tokens": lambda seconds, tokens: 1000 * seconds / tokens}
-            table += table_rows(part, runs, limits, units)
+            works, units = rl(model, tokenizer, trl, rl_args), STEP_UNITS
+        else:
+            continue
+        table += table_rows(part, take_turns(works, args.repeat), limits, units)
     print("\n| part | ours | peer | ours / peer | of the limit |\n|---|---|---|---|---|", *table,
           sep="\n")
 

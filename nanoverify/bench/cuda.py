@@ -87,29 +87,29 @@ def show(name: str, text: str):
 
 # ---- the parts ---------------------------------------------------------------------------------
 
-def decode(args, limits):
-    model = new_model(QWEN, args.device)
+def decode(device, limits):
+    model = new_model(QWEN, device)
     prompts, V = prompts_of(model, ROWS, PROMPT), model.config.vocab_size
 
     def sample(new: int) -> float:
-        began = now(args.device)
-        with autocast(args.device):
+        began = now(device)
+        with autocast(device):
             generate(model, prompts, Sampling(new, vocab_size=V, batch_size=ROWS))
-        return now(args.device) - began
+        return now(device) - began
     sample(NEW)  # small operations are compiled, once for shapes like these
-    held(args.device)
+    held(device)
     reading, seconds = sample(1), sample(NEW)
     computed = cost.estimate(model.config, ROWS, PROMPT + NEW)["peak"] / 1e9
-    show("decode", f"memory held {held(args.device):.2f} GB, computed {computed:.2f}")
+    show("decode", f"memory held {held(device):.2f} GB, computed {computed:.2f}")
     memory, _ = decoding_work(model.config, [PROMPT] * ROWS, [[NEW]] * ROWS, ROWS, 2, head_size=2)
     show("decode", f"{ROWS * NEW / seconds:,.0f} tokens/s, {seconds:.2f} s, of them {reading:.2f} "
                    f"for the prompts; {100 * memory / limits[0] / seconds:.0f}% of the limit")
-    step = steps(model, args.device)
+    step = steps(model, device)
     layers, head, cached = step_bytes(model, PROMPT + NEW)
     show("decode", f"{1000 * step:.2f} ms a step of {ROWS} rows at {PROMPT + NEW} tokens: "
                    f"{100 * (layers + head + cached) / limits[0] / step:.0f}% of the limit")
-    if args.peer:
-        peer = peer_tokens(model, prompts, args.device)
+    if installed("transformers", "test"):
+        peer = peer_tokens(model, prompts, device)
         ours = ROWS * PEER_NEW / sample(PEER_NEW)
         show("decode", f"transformers {peer:,.0f} tokens/s at {PEER_NEW} new tokens; "
                        f"ours {ours / peer:.1f} times as fast at as many")
@@ -167,53 +167,53 @@ def trajectories(model, rows: int, prompt: int, response: int) -> list:
     return [(text[:prompt], text[prompt:], [1] * response, i) for i, text in enumerate(texts)]
 
 
-def sft(args, limits):
-    model = new_model(QWEN, args.device)
+def sft(device, limits):
+    model = new_model(QWEN, device)
     batch, settings = trajectories(model, 16, 128, 896), train_sft.SFT(micro_tokens=16384)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     times = []
     for _ in range(5):
-        began = now(args.device)
+        began = now(device)
         train_sft.accumulate(model, None, batch, model.config.vocab_size, settings)
         clipped_step(model, optimizer, "sft")
-        times.append(now(args.device) - began)
+        times.append(now(device) - began)
     seconds = median(times[2:])
     rate = training_operations(model.config, [1023] * 16, 16 * 896) / seconds
     computed = cost.estimate(model.config, 1, 1024, settings.micro_tokens)["peak"] / 1e9
-    show("sft", f"memory held {held(args.device):.2f} GB, computed {computed:.2f}")
+    show("sft", f"memory held {held(device):.2f} GB, computed {computed:.2f}")
     show("sft", f"{16 * 1024 / seconds:,.0f} tokens/s, {seconds:.3f} s a step, "
                 f"{rate / 1e12:.0f} TFLOP/s: {100 * rate / limits[1]:.0f}% of the limit, "
                 f"{100 * rate / 989e12:.0f}% of the H100's data sheet")
 
 
-def rl(args, limits):
-    model, tokenizer = new_model(SMOLLM, args.device), Tokenizer.load(POLICY)
+def rl(device, limits):
+    model, tokenizer = new_model(SMOLLM, device), Tokenizer.load(POLICY)
     settings = train_rl.PPO(tokenizer.vocab_size, minibatches=4, micro_tokens=16384)
     sampling = Sampling(256, samples=8)
     _, optimizer = train_rl.learner(model, gae=False, lr=1e-6)
     problems = make_puzzles("train", 32, seed=0)
     for number in range(3):
-        began = now(args.device)
+        began = now(device)
         own = replace(sampling, seed=number)
         rollout = train_rl.sample(model, tokenizer, problems, own, False)
-        sampled = now(args.device)
+        sampled = now(device)
         train_rl.weigh(rollout, train_rl.Rules(), random.Random(number))
         # random weights answer nothing right, so nothing would be learned
         rollout.advantages = rollout.mask * torch.randn(rollout.mask.shape)
         train_rl.update(model, None, optimizer, rollout, settings, random.Random(number), "rl")
-        ended = now(args.device)
+        ended = now(device)
     show("rl", f"{ended - began:.2f} s a step: rollout {sampled - began:.2f}, "
                f"update {ended - sampled:.2f}; {int(rollout.mask.sum()):,} tokens; "
-               f"memory held {held(args.device):.2f} GB")
+               f"memory held {held(device):.2f} GB")
 
 
-def repeat(args, limits):
+def repeat(device, limits):
     texts, weights = [], []
     for _ in range(2):
-        model = new_model(SMOLLM, args.device)
+        model = new_model(SMOLLM, device)
         V = model.config.vocab_size
         sampling = Sampling(128, samples=4, stop_ids=frozenset({0, 1, 2}), vocab_size=V)
-        with autocast(args.device):
+        with autocast(device):
             rows = generate(model, prompts_of(model, 64, 64), sampling)
         texts.append([sample.ids + sample.logprobs for row in rows for sample in row])
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
@@ -264,7 +264,7 @@ def operations(layers: int) -> tuple[int, int]:
     return tuple(one + (layers - 1) * (two - one) for one, two in (decoding, training))
 
 
-def computed(args, limits):
+def computed(device, limits):
     for name, layout in LAYOUTS.items():
         config = Config.from_dict(layout)
         for tokens, recompute in ((16384, False), (4096, False), (16384, True), (4096, True)):
@@ -294,12 +294,11 @@ def main(argv=None):
                              "(default: %(default)s)")
     args = parser.parse_args(argv)
     if args.parts == ["computed"]:
-        return computed(args, None)
+        return computed(args.device, None)
     if not torch.cuda.is_available():
         raise InputError("--device: there is no CUDA GPU here")
     torch.set_float32_matmul_precision(args.matmul)
     show("card", f"{torch.cuda.get_device_name(args.device)}, torch {torch.__version__}")
-    args.peer = installed("transformers", "test")
     limits = machine(args.device)
     compiled = "" if compiles() else "; no Triton or no C compiler: nothing is compiled"
     show("card", f"memory {limits[0] / 1e12:.2f} TB/s, "
@@ -308,7 +307,7 @@ def main(argv=None):
     for part in args.parts:
         torch.cuda.empty_cache()
         held(args.device)
-        functions[part](args, limits)
+        functions[part](args.device, limits)
 
 
 if __name__ == "__main__":

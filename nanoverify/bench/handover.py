@@ -217,7 +217,8 @@ def openrlhf(folder: str, model: str):
     from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
     from openrlhf.utils.agent import SingleTurnAgentExecutor
     from openrlhf.utils.utils import get_tokenizer
-    flags = [*command("openrlhf.cli.train_ppo_ray"), "--data.prompt_dataset", f"{folder}/questions.jsonl",
+    flags = [*command("openrlhf.cli.train_ppo_ray"),
+             "--data.prompt_dataset", f"{folder}/questions.jsonl",
              "--reward.remote_url", f"{ROOT}/nanoverify/tools/export.py"]
     start = MagicMock(side_effect=InterruptedError)
     with (patch("openrlhf.utils.get_strategy", start),

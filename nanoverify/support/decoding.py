@@ -103,17 +103,17 @@ def short_norm(config: Config, device):
 
 
 @few_kernels
-def place(qkv, cos, sin, slots, keys, values, norms, eps: float):
+def place(qkv, rotation, slots, keys, values, norms, eps: float):
     """Rotate queries and keys, and write keys and values into the cache. -> the queries, (B, H, E)
 
-    qkv (B, H + 2K, E); cos, sin (B, 1, E); slots (B * K,): places in keys and values (all, E);
-    norms (H + K, E): gains of the norms before the rotation, or None.
+    qkv (B, H + 2K, E); rotation: cos and sin, (B, 1, E) each; slots (B * K,): places in keys and
+    values (all, E); norms (H + K, E): gains of the norms before the rotation, or None.
     """
     E, K = qkv.shape[-1], len(slots) // len(qkv)
     qk = qkv[:, :-K].float() if qkv.dtype == torch.bfloat16 else qkv[:, :-K]
     if norms is not None:
         qk = F.rms_norm(qk, (E,), None, eps) * norms
-    qk = rotate(qk, cos, sin).to(qkv.dtype)
+    qk = rotate(qk, *rotation).to(qkv.dtype)
     keys.index_copy_(0, slots, qk[:, -K:].reshape(-1, E))
     values.index_copy_(0, slots, qkv[:, -K:].reshape(-1, E))
     return qk[:, :-K].contiguous()
@@ -139,14 +139,14 @@ def decode(fused: Fused, ids, cache):
         firsts = torch.arange(B * K, device=ids.device).view(B, K) * S
         slots = (firsts + lengths[:, None]).flatten()
         attend = attention_to(cache, B, H // K)
-        cos, sin = angles(lengths, fused.frequencies)  # (B, 1, E)
+        rotation = angles(lengths, fused.frequencies)  # cos and sin, (B, 1, E) each
         x, y = fused.embedding[ids], torch.zeros((), dtype=dtype, device=ids.device)  # (B, D)
         for i, layer in enumerate(fused.layers):
             x, z = fused.norm(x, y)
             qkv = F.linear(z, layer["qkv"], layer["bias"]).view(B, H + 2 * K, E)
             keys, values = cache.k[i].view(-1, E), cache.v[i].view(-1, E)
             # (B, H, E)
-            q = place(qkv, cos, sin, slots, keys, values, layer["norms"], c.rms_norm_eps)
+            q = place(qkv, rotation, slots, keys, values, layer["norms"], c.rms_norm_eps)
             # the G query heads of one key/value head read it together: nothing is copied
             y = F.linear(attend(i, q.view(B * K, H // K, E)).view(B, H * E), layer["o"])
             x, z = fused.norm(x, y)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanoverify.checkpoint import load_config, load_model
+from nanoverify.checkpoint import load_config, load_model, save_model
 from nanoverify.problems import SOLVE_PROMPT, Problem, read_problems, split_of
 from nanoverify.puzzles import make_puzzles
 from nanoverify.support import cost
@@ -24,8 +24,10 @@ from nanoverify.support.files import (
     read_jsonl,
     refuse,
     write_json,
+    write_jsonl,
 )
 from nanoverify.tokenizer import Tokenizer
+from nanoverify.trajectory import Trajectory, as_row
 from nanoverify.verifier import VERIFY_PROMPTS
 
 TEST_DRAW = 1  # the seed of the puzzles of evaluations, independent of --seed
@@ -363,3 +365,12 @@ def earlier_evaluations(args) -> dict[str, dict]:
 
 def save_evaluations(folder, columns: dict, args):
     write_json(Path(folder) / "evaluation.json", {"asked": asked(args), "columns": columns})
+
+
+def save_result(folder, model, tokenizer, answers: list[Trajectory], columns: dict, args, **more):
+    """What a training stage leaves: the model, its evaluation with all responses, its arguments."""
+    folder = Path(folder)
+    save_model(model, folder, args.model)
+    save_evaluations(folder, columns, args)
+    write_jsonl(folder / "responses.jsonl", (as_row(t, tokenizer) for t in answers))
+    write_json(folder / "arguments.json", {**vars(args), **more})
