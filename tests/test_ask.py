@@ -22,29 +22,36 @@ def test_stream_is_what_the_sampler_gives(temperature):
     tokenizer = byte_tokenizer()
     model = tiny_model(tokenizer.vocab_size, 256)
     prompt = tokenizer.prompt("What is 2 + 2?")
-    (wanted,), = generate(model, [prompt], Sampling(30, temperature, stop_ids=tokenizer.stop_ids, vocab_size=tokenizer.vocab_size, seed=3))
+    (wanted,), = generate(model, [prompt], Sampling(30, temperature, stop_ids=tokenizer.stop_ids,
+                                                    vocab_size=tokenizer.vocab_size, seed=3))
     assert list(ask.stream(model, tokenizer, prompt, 30, temperature, seed=3)) == wanted.ids
 
 
-@pytest.mark.parametrize("gold, first, second", [("6", "; the rule says wrong", "; the rule says right"), ("", "", "")])
+@pytest.mark.parametrize("gold, first, second",
+                         [("6", "; the rule says wrong", "; the rule says right"), ("", "", "")])
 def test_verdicts_stand_behind_their_answers(gold, first, second):
     """Bug: a verdict is shown twice, late, or for another answer; text is lost or repeated; a
     character of several bytes is torn."""
     tokenizer, out = byte_tokenizer(), []
-    trajectory = ask.show(tokenizer, Problem("", "?", gold, "", None), iter(tokenizer.encode(RESPONSE) + [tokenizer.end_id]), out.append, colour=False)
+    trajectory = ask.show(tokenizer, Problem("", "?", gold, "", None),
+                          iter(tokenizer.encode(RESPONSE) + [tokenizer.end_id]), out.append,
+                          colour=False)
     shown = "".join(out)
     assert re.sub(r" \[[^]]*\]", "", shown) == RESPONSE + "\n" and trajectory.finished
-    assert f"is incorrect. [rejected: 7{first}]\n" in shown and f"is correct. [accepted: 6{second}]\n" in shown and shown.count("[") == 2
+    assert f"is incorrect. [rejected: 7{first}]\n" in shown
+    assert f"is correct. [accepted: 6{second}]\n" in shown and shown.count("[") == 2
 
 
 def test_colours():
     """Bug: a colour runs on behind its text, or marks the wrong kind."""
     tokenizer, out = byte_tokenizer(), []
-    ask.show(tokenizer, Problem("", "?", "", "", None), iter(tokenizer.encode(RESPONSE)), out.append, colour=True)
+    ask.show(tokenizer, Problem("", "?", "", "", None), iter(tokenizer.encode(RESPONSE)),
+             out.append, colour=True)
     shown = "".join(out).replace(f"{ask.PLAIN}{ask.BLUE}", "")
     assert f"{ask.RED} [rejected: 7]" in shown and f"{ask.GREEN} [accepted: 6]{ask.PLAIN}" in shown
     blue = re.findall(re.escape(ask.BLUE) + "(.*?)" + re.escape(ask.PLAIN), shown, re.DOTALL)
-    assert any("Put in 7: 41." in text for text in blue) and not any("The answer is 6." in text for text in blue)
+    assert any("Put in 7: 41." in text for text in blue)
+    assert not any("The answer is 6." in text for text in blue)
     assert shown.endswith("(cut by --max-new-tokens)\n")
 
 
@@ -52,10 +59,13 @@ def test_picture(tmp_path):
     """Bug: the picture shows a response that corrects nothing, colours an answer by the rule
     instead of the verdict on it, loses text, or is no XML."""
     tokenizer = byte_tokenizer()
-    row = lambda text, gold, question="Is 1 < 2 & 3?": as_row(parse(Problem("", question, gold, "", None), tokenizer.encode(text), True, tokenizer), tokenizer)
+    row = lambda text, gold, question="Is 1 < 2 & 3?": as_row(
+        parse(Problem("", question, gold, "", None), tokenizer.encode(text), True, tokenizer),
+        tokenizer)
     once = "The answer is 6.\n\nWait, let me recheck my solution.\n\nTherefore, the answer is correct."
     (tmp_path / "run").mkdir()
-    write_jsonl(tmp_path / "run" / "responses.jsonl", [row(once, "6"), row(RESPONSE, "7"), row(RESPONSE, "6")])
+    write_jsonl(tmp_path / "run" / "responses.jsonl",
+                [row(once, "6"), row(RESPONSE, "7"), row(RESPONSE, "6")])
     picture.main([str(tmp_path / "run"), "--out", str(tmp_path / "a.svg")])
     drawn = [(text.get("fill"), text.text) for text in ElementTree.parse(tmp_path / "a.svg").getroot().iter("{http://www.w3.org/2000/svg}text")]
     assert [text for _, text in drawn] == ["Is 1 < 2 & 3?", *RESPONSE.split("\n\n")]

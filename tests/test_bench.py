@@ -30,7 +30,8 @@ def test_training_operations():
     """Bug: the backward pass is left out, attention grows with padding or without the causal
     half."""
     # lengths 2 and 3: (0, 0), (1, 0), (1, 1) are 3 looks, and 6
-    assert bench.training_operations(CONFIG, [2, 3], 4) == 6 * LAYERS * 5 + 6 * HEAD * 4 + 3 * PAIR * 9
+    assert bench.training_operations(CONFIG, [2, 3],
+                                     4) == 6 * LAYERS * 5 + 6 * HEAD * 4 + 3 * PAIR * 9
 
 
 def test_decoding_work():
@@ -40,9 +41,11 @@ def test_decoding_work():
     # and 6 tokens
     kv = 2 * 2 * 2 * 8 * 2  # keys and values, 2 layers, 2 heads of size 8, bf16
     operations = 2 * LAYERS * (3 + 4) + 2 * HEAD * 6 + PAIR * (6 + 19)
-    assert bench.decoding_work(CONFIG, [3], [[2, 4]], rows=2, size=2) == (3 * (2 * LAYERS + 4 * HEAD) + 19 * kv, operations)
+    assert bench.decoding_work(CONFIG, [3], [[2, 4]], rows=2,
+                               size=2) == (3 * (2 * LAYERS + 4 * HEAD) + 19 * kv, operations)
     # one row at a time: 4 steps
-    assert bench.decoding_work(CONFIG, [3], [[2, 4]], rows=1, size=2) == (4 * (2 * LAYERS + 4 * HEAD) + 19 * kv, operations)
+    assert bench.decoding_work(CONFIG, [3], [[2, 4]], rows=1,
+                               size=2) == (4 * (2 * LAYERS + 4 * HEAD) + 19 * kv, operations)
 
 
 def test_operations():
@@ -62,7 +65,8 @@ def test_operations():
 def test_take_turns():
     """Bug: the first round is counted, or all of ours runs before all of the peer."""
     calls = []
-    runs = bench.take_turns({name: lambda number, name=name: calls.append(name) or (name, number) for name in ("ours", "peer")}, 2)
+    runs = bench.take_turns({name: lambda number, name=name: calls.append(name) or (name, number)
+                             for name in ("ours", "peer")}, 2)
     assert calls == ["ours", "peer"] * 3
     assert runs == {"ours": [("ours", 1), ("ours", 2)], "peer": [("peer", 1), ("peer", 2)]}
 
@@ -70,8 +74,10 @@ def test_take_turns():
 def test_table_takes_the_faster_peer():
     """Bug: the ratio is upside down, or the slower peer is chosen to look better; the limit is that
     of memory alone."""
-    runs = {"ours": [(2.0, 10, 4, 6), (1.0, 10, 2, 3), (1.0, 10, 2, 3)], "slow": [(9.0, 10, 0, 0)] * 3, "fast": [(4.0, 10, 0, 0)] * 3}
-    [row] = bench.table_rows("sample", runs, (10.0, 5.0), {"tokens/s": lambda seconds, tokens: tokens / seconds})
+    runs = {"ours": [(2.0, 10, 4, 6), (1.0, 10, 2, 3), (1.0, 10, 2, 3)],
+            "slow": [(9.0, 10, 0, 0)] * 3, "fast": [(4.0, 10, 0, 0)] * 3}
+    [row] = bench.table_rows("sample", runs, (10.0, 5.0),
+                             {"tokens/s": lambda seconds, tokens: tokens / seconds})
     assert row == "| sample (tokens/s) | 10.00 | 2.50 (fast) | 4.00 (2.00 to 4.00) | 60% |"
 
 
@@ -86,7 +92,8 @@ def rows(count=3):
     """(prompt ids, response ids, loss mask, line) of mixed length."""
     rng = random.Random(0)
     ids = lambda n: [rng.randrange(200) for _ in range(n)]
-    return [(ids(3 + i), ids(5 + 4 * i), [int(t > i) for t in range(5 + 4 * i)], i) for i in range(count)]
+    return [(ids(3 + i), ids(5 + 4 * i), [int(t > i) for t in range(5 + 4 * i)], i)
+            for i in range(count)]
 
 
 PROMPTS = [row[0] for row in rows()]
@@ -99,7 +106,9 @@ def test_equal_models_are_timed(pair):
     bench.compare(load_model(folder), tokenizer, peer, PROMPTS, 12, rows())
 
 
-@pytest.mark.parametrize("prompts, batch, message", [(PROMPTS, (), "greedy texts .* differ for prompts"), ([], rows(), "masked loss is")])
+@pytest.mark.parametrize("prompts, batch, message",
+                         [(PROMPTS, (), "greedy texts .* differ for prompts"),
+                          ([], rows(), "masked loss is")])
 def test_different_models_are_not_timed(pair, prompts, batch, message, monkeypatch):
     """Bug: the comparison cannot fail: a speed is printed for a model that computes something
     else."""
@@ -114,11 +123,13 @@ def test_without_peers(pair, tmp_path, monkeypatch, capsys):
     """Bug: where transformers and TRL are not installed, nothing is measured at all."""
     folder, *_ = pair
     monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
-    bench.main(["--model", folder, "--parts", "sample", "sample-large", "rl", "--prompts", "8", "--repeat", "1", "--max-new-tokens", "4"])
+    bench.main(["--model", folder, "--parts", "sample", "sample-large", "rl", "--prompts", "8",
+                "--repeat", "1", "--max-new-tokens", "4"])
     out = capsys.readouterr().out
     assert "sample-large is skipped" in out and out.count("is not installed") == 2
     table = [line.split(" | ") for line in out.splitlines() if line.startswith("| ")][1:]
-    assert [row[0] for row in table] == ["| sample (tokens/s)", "| rl (s a step)", "| rl (s for 1,000 tokens)"]
+    assert [row[0] for row in table] == ["| sample (tokens/s)", "| rl (s a step)",
+                                         "| rl (s for 1,000 tokens)"]
     assert all(row[2:] == ["-", "-", "- |"] for row in table)
 
 
@@ -127,6 +138,7 @@ def test_trl_takes_one_rollout_and_its_steps(pair):
     for package in ("trl", "datasets"):
         pytest.importorskip(package)
     folder, *_ = pair
-    args = bench.train_rl.flags(["--model", folder, "--device", "cpu", "--max-new-tokens", "4", "--prompts", "4"])
+    args = bench.train_rl.flags(["--model", folder, "--device", "cpu", "--max-new-tokens", "4",
+                                 "--prompts", "4"])
     seconds, tokens, *_ = bench.trl_step(bench.make_puzzles("train", 4, 0), args, False, 0)
     assert seconds > 0 and 32 <= tokens <= 4 * 32

@@ -90,7 +90,9 @@ STOPS = set(range(12))
 def texts(policy, device, **settings):
     """Texts of different lengths, of more rows than the batch holds."""
     model = load_model(policy, device)
-    rows = generate(model, PROMPTS[:5], Sampling(18, samples=2, stop_ids=STOPS, vocab_size=Tokenizer.load(policy).vocab_size, seed=1, batch_size=6, **settings))
+    rows = generate(model, PROMPTS[:5], Sampling(18, samples=2, stop_ids=STOPS,
+                                                 vocab_size=Tokenizer.load(policy).vocab_size,
+                                                 seed=1, batch_size=6, **settings))
     return [sample for row in rows for sample in row]
 
 
@@ -411,7 +413,8 @@ def long_texts(policy, mixed):
     """Texts of 30 tokens: one from the prompt, one from a step that is not recorded, 28 others."""
     model = load_model(policy, GPU)
     with torch.autocast("cuda", torch.bfloat16, enabled=mixed):
-        rows = generate(model, PROMPTS[:4], Sampling(30, vocab_size=Tokenizer.load(policy).vocab_size))
+        rows = generate(model, PROMPTS[:4],
+                        Sampling(30, vocab_size=Tokenizer.load(policy).vocab_size))
     return [sample for row in rows for sample in row]
 
 
@@ -441,7 +444,8 @@ def test_sampler_and_trainer_agree(policy):
     with gpu():
         model = load_model(policy, GPU)
         with kernels.autocast(GPU):
-            rows = generate(model, PROMPTS, Sampling(18, samples=2, stop_ids=STOPS, vocab_size=tokenizer.vocab_size, batch_size=6))
+            rows = generate(model, PROMPTS, Sampling(18, samples=2, stop_ids=STOPS,
+                                                     vocab_size=tokenizer.vocab_size, batch_size=6))
             pairs = [(prompt, sample.ids) for prompt, row in zip(PROMPTS, rows) for sample in row]
             packed = scoring.join(pairs, [[1] * len(ids) for _, ids in pairs], GPU)
             with torch.no_grad():
@@ -510,7 +514,8 @@ SCORE = {"work": 1}  # log-probs, or values, come back
 
 def decoding_job(policy, looks):
     model = load_model(policy, GPU)
-    return lambda: generate(model, PROMPTS[:2], Sampling(1 + (looks - 1) * STEPS_OF_A_LOOK, vocab_size=260))
+    return lambda: generate(model, PROMPTS[:2],
+                            Sampling(1 + (looks - 1) * STEPS_OF_A_LOOK, vocab_size=260))
 
 
 def sft_job(policy, parts, *flags):

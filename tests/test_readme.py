@@ -24,7 +24,8 @@ BLOCKS = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
 INLINE = re.findall(r"`(python [^`\n]+)`", TEXT)
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()] + INLINE
 ALL = [shlex.split(part, comments=True) for line in LINES for part in line.split("&&")]
-COMMANDS = [words[words.index("python"):] for words in ALL if "python" in words]  # /usr/bin/time python ...
+# /usr/bin/time python ...
+COMMANDS = [words[words.index("python"):] for words in ALL if "python" in words]
 
 
 def program(command: list[str]) -> str:
@@ -127,14 +128,16 @@ def test_the_grader_does_what_the_readme_says():
     importing, *lines = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1].splitlines()
     names = {}
     exec(importing, names)
-    assert [str(eval(line, names)) for line in lines] == [line.split("# ")[1].split(";")[0] for line in lines]
+    assert [str(eval(line, names))
+            for line in lines] == [line.split("# ")[1].split(";")[0] for line in lines]
 
 
 def test_tables_are_those_of_the_study():
     """Bug: what stands between these two comments was typed, or is from an earlier study."""
     for block in re.findall(r"<!-- findings -->\n(.*?)<!-- end -->", TEXT, re.DOTALL):
         known = findings.tables(read_table(ROOT / "results" / "study.csv")).splitlines()
-        assert [line for line in block.splitlines() if line.startswith("| ") and line not in known] == []
+        assert [line for line in block.splitlines() if line.startswith("| ")
+                and line not in known] == []
 
 
 def test_metrics_are_explained():
@@ -151,4 +154,5 @@ def test_metrics_are_explained():
 
 def test_lines_are_short():
     """Bug: text that a terminal or a diff shows badly. Table rows cannot be wrapped."""
-    assert [line for line in TEXT.splitlines() if len(line) > 100 and not line.startswith("|")] == []
+    assert [line for line in TEXT.splitlines() if len(line) > 100
+            and not line.startswith("|")] == []

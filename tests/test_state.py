@@ -71,11 +71,13 @@ def test_damage_is_named(tmp_path, capsys):
         path = newest / rng.choice(("tensors.safetensors", "state.json", "manifest.json"))
         whole = path.read_bytes()
         at = rng.randrange(len(whole))
-        path.write_bytes(whole[:at] if rng.random() < 0.5 else whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1:])
+        path.write_bytes(whole[:at] if rng.random() < 0.5 else whole[:at]
+                         + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1:])
         tensors, found = state.load_state(tmp_path / "state")
         said = capsys.readouterr().err
         # white space and names of JSON may differ without harm; then the state is the same
-        assert found["step"] == 1 and str(newest) in said or found == {"step": 2, "note": "ä"} and path.name == "manifest.json", (path.name, at)
+        assert found["step"] == 1 and str(newest) in said or found == {
+            "step": 2, "note": "ä"} and path.name == "manifest.json", (path.name, at)
         path.write_bytes(whole)
     for step in (1, 2):
         (tmp_path / "state" / f"{step:08}" / "tensors.safetensors").write_bytes(b"")
@@ -102,7 +104,8 @@ def test_write_faults(tmp_path, monkeypatch, call, number):
 
             patch.setattr(owner, name, faulty)
             if nth <= {"sync": 5, "save_file": 1, "write_json": 2, "rename": 1}[call]:
-                with pytest.raises(InputError, match=rf"0000000[23].*{os.strerror(number)}.*needs 0 MB"):
+                with pytest.raises(InputError,
+                                   match=rf"0000000[23].*{os.strerror(number)}.*needs 0 MB"):
                     write(tmp_path / "state", 2, keep=1)
         tensors, found = state.load_state(tmp_path / "state")
         assert found["step"] in (1, 2) and tensors["model.w"].tolist() == [float(found["step"])] * 3
@@ -119,7 +122,8 @@ class Disk:
 
     def __init__(self, patch, number: int, fails: int):
         self.count, self.fails, self.number, self.failed = 0, fails, number, ""
-        for name in ("fsync", "rename", "replace", "truncate", "ftruncate", "unlink", "remove", "rmdir", "mkdir"):
+        for name in ("fsync", "rename", "replace", "truncate", "ftruncate", "unlink", "remove",
+                     "rmdir", "mkdir"):
             patch.setattr(os, name, self.faulty(getattr(os, name), name))
         for module in (state, checkpoint):
             patch.setattr(module, "save_file", self.faulty(module.save_file, "save_file"))
@@ -131,8 +135,10 @@ class Disk:
                 return real(file, mode, *args, **kwargs)
             handle = opened(file, mode, *args, **kwargs)
             write, close = handle.write, handle.close
-            handle.write = self.faulty(write, "write", half=lambda text: write(text[: len(text) // 2]))
-            handle.close = lambda: None if handle.closed else self.faulty(close, "close", half=close)()
+            handle.write = self.faulty(write, "write",
+                                       half=lambda text: write(text[: len(text) // 2]))
+            handle.close = lambda: None if handle.closed else self.faulty(close, "close",
+                                                                          half=close)()
             return handle
 
         patch.setattr(io, "open", open_)
@@ -185,18 +191,22 @@ def test_every_fault_of_a_step(tmp_path, monkeypatch, number):
 
     def check(said):
         found = state.go_on(tmp_path, run, learner, False)
-        assert found["step"] == steps[0] or said and found["step"] == good[-1]  # the new one is whole already where the last sync fails
+        # the new one is whole already where the last sync fails
+        assert found["step"] == steps[0] or said and found["step"] == good[-1]
         if said:
-            assert str(tmp_path) in said and os.strerror(number) in said and "needs" in said and "--resume" in said, said
+            assert str(tmp_path) in said and os.strerror(
+                number) in said and "needs" in said and "--resume" in said, said
         assert model.weight.flatten().tolist() == [float(found["step"])] * 4
-        assert [json.loads(line)["step"] for line in open(tmp_path / "metrics.jsonl")][-1] == found["step"]
+        assert [json.loads(line)["step"]
+                for line in open(tmp_path / "metrics.jsonl")][-1] == found["step"]
         good.append(found["step"])
         steps[0] = found["step"]
 
     good = []
     save(), check(None)
     failed = each_fault(monkeypatch, number, save, check)
-    assert {"write", "close", "open", "fsync", "rename", "mkdir", "save_file", "unlink without harm", "rmdir without harm"} <= set(failed), failed
+    assert {"write", "close", "open", "fsync", "rename", "mkdir", "save_file",
+            "unlink without harm", "rmdir without harm"} <= set(failed), failed
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
@@ -205,15 +215,20 @@ def test_every_fault_of_a_part(tmp_path, monkeypatch, number):
     left half-written."""
     def save():
         state.same_run(tmp_path / "state", {"seed": 1}, False)
-        assert state.parts(tmp_path / "state", "x", list(range(10)), 5, lambda number, part: [item * 2 for item in part]) == list(range(0, 20, 2))
+        assert state.parts(tmp_path / "state", "x", list(range(10)), 5,
+                           lambda number, part: [item * 2
+                                                 for item in part]) == list(range(0, 20, 2))
 
     def check(said):
-        assert said is None or str(tmp_path) in said and os.strerror(number) in said and "make room" in said
+        assert said is None or str(tmp_path) in said and os.strerror(
+            number) in said and "make room" in said
         for path in (tmp_path / "state").glob("x-*.json"):
             checksum, _, text = path.read_bytes().partition(b"\n")
             assert len(checksum) == 64 and len(json.loads(text)) == 5
 
-    failed = each_fault(monkeypatch, number, lambda: (shutil.rmtree(tmp_path / "state", ignore_errors=True), save()), check)
+    failed = each_fault(monkeypatch, number,
+                        lambda: (shutil.rmtree(tmp_path / "state", ignore_errors=True), save()),
+                        check)
     assert {"write", "close", "open", "fsync", "rename", "mkdir"} <= set(failed), failed
 
 
@@ -225,7 +240,9 @@ def test_every_fault_of_rows_and_settings(tmp_path, monkeypatch, number):
         write_jsonl(tmp_path / "rollouts.jsonl", ({"step": n} for n in range(3)))
         write_json(tmp_path / "rollouts.jsonl", {"a": 1})
 
-    failed = each_fault(monkeypatch, number, save, lambda said: said is None or "rollouts.jsonl: cannot be written: " + os.strerror(number) in said or pytest.fail(said))
+    failed = each_fault(monkeypatch, number, save, lambda said: said is None
+                        or "rollouts.jsonl: cannot be written: " + os.strerror(number) in said
+                        or pytest.fail(said))
     assert failed == ["open", "write", "write", "write", "close", "open", "write", "close"]
 
 
@@ -246,7 +263,8 @@ def test_a_limit_on_the_size_of_files(tmp_path):
             break
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        assert state.load_state(tmp_path / "state")[1]["step"] == 1 and left_behind(tmp_path / "state") == sorted(
+        assert state.load_state(tmp_path / "state")[1]["step"] == 1
+        assert left_behind(tmp_path / "state") == sorted(
             ["00000001", "tensors.safetensors", "state.json", "manifest.json"])
     assert refused > 10 and state.load_state(tmp_path / "state")[1]["step"] == 2
 
@@ -257,24 +275,29 @@ def test_batches_of_a_step():
     batches = [batch_of(list("abcdefg"), 3, step, seed=5) for step in range(1, 10)]
     assert [len(batch) for batch in batches] == [3, 3, 1] * 3
     rounds = [sum(batches[i: i + 3], []) for i in (0, 3, 6)]
-    assert all(sorted(found) == list("abcdefg") for found in rounds) and rounds[0] != rounds[1] != rounds[2]
-    assert batch_of(list("abcdefg"), 3, 1, seed=6) != batches[0] and batch_of(list("ab"), 3, 2, seed=5) in (["a", "b"], ["b", "a"])
+    assert all(sorted(found) == list("abcdefg") for found in rounds)
+    assert rounds[0] != rounds[1] != rounds[2]
+    assert batch_of(list("abcdefg"), 3, 1, seed=6) != batches[0]
+    assert batch_of(list("ab"), 3, 2, seed=5) in (["a", "b"], ["b", "a"])
 
 
 # ---- the scripts -------------------------------------------------------------------------------
 
 def run_sft(policy, out, *flags):
-    train_sft.main(["--model", policy, *SMALL, "--data", "data.jsonl", "--batch", "2", "--epochs", "3", "--out", out, *flags])
+    train_sft.main(["--model", policy, *SMALL, "--data", "data.jsonl", "--batch", "2", "--epochs",
+                    "3", "--out", out, *flags])
 
 
 def run_rl(policy, out, *flags):
-    train_rl.main(["--model", policy, *SMALL, "--prompts", "2", "--samples", "2", "--count", "6", "--out", out, *flags])
+    train_rl.main(["--model", policy, *SMALL, "--prompts", "2", "--samples", "2", "--count", "6",
+                   "--out", out, *flags])
 
 
 @pytest.fixture(autouse=True)
 def rewards(monkeypatch):
     """A policy that knows nothing would always get the same reward, and learn nothing."""
-    monkeypatch.setattr(ppo, "outcome_reward", lambda trajectory: 1.0 if sum(trajectory.ids) % 2 else -1.0)
+    monkeypatch.setattr(ppo, "outcome_reward",
+                        lambda trajectory: 1.0 if sum(trajectory.ids) % 2 else -1.0)
 
 
 @pytest.fixture
@@ -284,7 +307,8 @@ def data(elsewhere):
 
 def assert_equal_runs():
     assert kill.result(Path("whole")) == kill.result(Path("twice"))
-    assert any(line["grad_norm"] > 0 for _, line in read_jsonl("whole/metrics.jsonl"))  # something moved
+    # something moved
+    assert any(line["grad_norm"] > 0 for _, line in read_jsonl("whole/metrics.jsonl"))
     whole, twice = (state.load_state(Path(name) / "state")[0] for name in ("whole", "twice"))
     assert whole.keys() == twice.keys() and any(name.startswith("optimizer.") for name in whole)
     assert all(torch.equal(whole[name], twice[name]) for name in whole)
@@ -303,7 +327,8 @@ def test_resume_equals_one_run(policy, data, capsys):
     assert_equal_runs()
 
 
-@pytest.mark.parametrize("flags", [[], ["--beta", "0.5"], ["--advantage", "gae"], ["--offline", "6", "--beta", "0.5"]])
+@pytest.mark.parametrize("flags", [[], ["--beta", "0.5"], ["--advantage", "gae"],
+                                   ["--offline", "6", "--beta", "0.5"]])
 def test_resume_of_rl_equals_one_run(policy, elsewhere, flags, monkeypatch, capsys):
     """Bug: the same, or the reference or the offline responses of a run that went on are those of
     the resumed policy."""
@@ -322,7 +347,8 @@ def test_resume_of_rl_equals_one_run(policy, elsewhere, flags, monkeypatch, caps
     assert "resuming after step 4" in capsys.readouterr().out
     assert_equal_runs()
     if "--beta" in flags:
-        assert any(abs(line["kl_to_reference"]) > 1e-3 for _, line in read_jsonl("whole/metrics.jsonl"))
+        assert any(abs(line["kl_to_reference"]) > 1e-3
+                   for _, line in read_jsonl("whole/metrics.jsonl"))
 
 
 def test_rl_goes_on_to_more_steps(policy, elsewhere):
@@ -349,7 +375,8 @@ def test_faults_of_a_whole_run(policy, data, run, monkeypatch, capsys):
             except SystemExit as exit:
                 assert exit.code == 2
                 shown = capsys.readouterr().err.split("\r")[-1].strip().removeprefix("SFT: ")
-                assert "error: " in shown and "out" in shown and "No space left" in shown, (fails, disk.failed, shown)
+                assert "error: " in shown and "out" in shown and "No space left" in shown, (
+                    fails, disk.failed, shown)
                 failed += 1
         if os.path.exists("out.part"):
             run(policy, "out", "--steps", "1", "--resume")
@@ -392,7 +419,8 @@ def test_a_state_that_does_not_fit(policy, data, capsys):
     load_state_dict."""
     run_rl(policy, "rl", "--steps", "1")
     gae = ["--steps", "2", "--resume", "--allow-changes", "--advantage", "gae"]
-    assert "tensors do not fit this model" in refusal(lambda argv: run_rl(policy, "rl", *argv), gae, capsys)
+    assert "tensors do not fit this model" in refusal(lambda argv: run_rl(policy, "rl", *argv), gae,
+                                                      capsys)
 
 
 # ---- two runs at once, and outputs that are there already --------------------------------------
@@ -404,11 +432,15 @@ HOLD = "import sys, time; from nanoverify.support.files import output_folder\nwi
 def test_two_runs_at_once():
     """Bug: a second run removes or shares the folder of one that is at work; one killed with -9
     locks everybody out."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[2])})
+    process = subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE,
+                               env={**os.environ,
+                                    "PYTHONPATH": str(Path(files.__file__).parents[2])})
     assert process.stdout.readline() == b"held\n"
     Path("out.part/work").write_text("of the first")
     for flags in ({}, {"overwrite": True}, {"resume": True}):
-        with pytest.raises(InputError, match="--out out.part: another run works in it"), output_folder("out", **flags):
+        with pytest.raises(InputError,
+                           match="--out out.part: another run works in it"), output_folder(
+            "out", **flags):
             pytest.fail("two runs in one folder")
     assert Path("out.part/work").read_text() == "of the first"
     process.kill()
@@ -423,7 +455,8 @@ def test_pretrain_asks_before_it_replaces(capsys):
     """Bug: python -m nanoverify.pretrain replaces a model that took hours."""
     Path("out").mkdir()
     write_json("out/arguments.json", {"an earlier": "model"})
-    assert "--out out: exists; --overwrite" in refusal(pretrain.main, ["--out", "out", "--steps", "1"], capsys)
+    assert "--out out: exists; --overwrite" in refusal(pretrain.main,
+                                                       ["--out", "out", "--steps", "1"], capsys)
     assert read_json("out/arguments.json") == {"an earlier": "model"}
 
 
@@ -434,7 +467,8 @@ def test_other_runs_are_refused(policy, data, capsys):
     again = lambda *flags: refusal(lambda argv: run_sft(policy, "out", *argv), flags, capsys)
     assert "--overwrite" in again()
     assert "lr was 0.001, is 0.5" in again("--resume", "--lr", "0.5")
-    assert os.path.exists("out/model.safetensors") and not os.path.exists("out.part")  # the finished output stays where it was
+    # the finished output stays where it was
+    assert os.path.exists("out/model.safetensors") and not os.path.exists("out.part")
     write_jsonl("data.jsonl", [GOOD] * 5)
     assert "data.jsonl was '" in again("--resume")
     run_sft(policy, "out", "--resume", "--allow-changes", "--steps", "3")
@@ -453,7 +487,8 @@ def test_a_gradient_that_is_not_finite(policy, data, monkeypatch):
         return real(*args) * (float("nan") if len(calls) == 3 else 1.0)
 
     monkeypatch.setattr(train_sft, "token_log_probs", poisoned)
-    with pytest.raises(InputError, match=r"step 3, trajectories \[\d\]: the gradient is not finite"):
+    with pytest.raises(InputError,
+                       match=r"step 3, trajectories \[\d\]: the gradient is not finite"):
         run_sft(policy, "out", "--save-every", "1")
     tensors, found = state.load_state(state.Path("out.part/state"))
     assert found["step"] == 2 and all(tensor.isfinite().all() for tensor in tensors.values())
@@ -465,10 +500,13 @@ def test_a_signal_ends_behind_the_step(policy, data, monkeypatch, capsys):
     real = train_sft.clipped_step
     for number in (signal.SIGINT, signal.SIGTERM):
         steps = []
-        monkeypatch.setattr(train_sft, "clipped_step", lambda *args: (steps.append(1), len(steps) == 2 and os.kill(os.getpid(), number), real(*args))[2])
+        monkeypatch.setattr(train_sft, "clipped_step",
+                            lambda *args: (steps.append(1), len(steps) == 2
+                                           and os.kill(os.getpid(), number), real(*args))[2])
         with pytest.raises(SystemExit) as exit:
             files.run(lambda: run_sft(policy, "out", "--overwrite"))
-        assert exit.value.code == 128 + number and state.load_state(state.Path("out.part/state"))[1]["step"] == 2
+        assert exit.value.code == 128 + number
+        assert state.load_state(state.Path("out.part/state"))[1]["step"] == 2
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     monkeypatch.setattr(train_sft, "clipped_step", real)
     run_sft(policy, "out", "--resume")
@@ -477,7 +515,8 @@ def test_a_signal_ends_behind_the_step(policy, data, monkeypatch, capsys):
 
 def test_too_little_room(policy, data, monkeypatch, capsys):
     """Bug: a run starts that cannot save its end."""
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 10))
+    monkeypatch.setattr(files.shutil, "disk_usage",
+                        lambda path: shutil._ntuple_diskusage(10, 10, 10))
     assert "GB are needed" in refusal(lambda argv: run_sft(policy, "out"), [], capsys)
     assert not os.path.exists("out.part")
 
@@ -487,11 +526,13 @@ def test_parts(tmp_path, capsys):
     order."""
     asked = []
     work = lambda number, part: asked.append(number) or [item * 2 for item in part]
-    assert state.parts(tmp_path, "x", [1, 2, 3, 4, 5], 2, work) == [2, 4, 6, 8, 10] and asked == [0, 1, 2]
+    assert state.parts(tmp_path, "x", [1, 2, 3, 4, 5], 2, work) == [2, 4, 6, 8, 10]
+    assert asked == [0, 1, 2]
     path = tmp_path / "x-00001.json"
     path.write_bytes(path.read_bytes()[:-1])
     (tmp_path / "x-00002.json").unlink()
-    assert state.parts(tmp_path, "x", [1, 2, 3, 4, 5], 2, work) == [2, 4, 6, 8, 10] and asked == [0, 1, 2, 1, 2]
+    assert state.parts(tmp_path, "x", [1, 2, 3, 4, 5], 2, work) == [2, 4, 6, 8, 10]
+    assert asked == [0, 1, 2, 1, 2]
     assert "x-00001.json" in capsys.readouterr().err
 
 
@@ -538,7 +579,8 @@ def test_kill_and_resume(tmp_path):
     kill.finish(kill.start("build_data", tmp_path), "build_data")
     kill.finish(kill.start("train_sft", tmp_path), "train_sft")
     process = kill.start("train_sft", tmp_path, "--out", "killed")
-    assert kill.kill_somewhere(process, tmp_path / "killed.part", random.Random(3), 60, in_save=True)
+    assert kill.kill_somewhere(process, tmp_path / "killed.part", random.Random(3), 60,
+                               in_save=True)
     kill.finish(kill.start("train_sft", tmp_path, "--out", "killed", "--resume"), "resumed")
     assert kill.result(tmp_path / "killed") == kill.result(tmp_path / "sft")
 
@@ -558,7 +600,8 @@ def test_an_earlier_output_is_never_lost_between_two_renames(tmp_path, monkeypat
         return rename(path, target)
 
     work("first")
-    with monkeypatch.context() as patch, pytest.raises(InputError, match="the finished output is in"):
+    with monkeypatch.context() as patch, pytest.raises(InputError,
+                                                       match="the finished output is in"):
         patch.setattr(Path, "rename", fails)
         work("second", overwrite=True)
     assert read_json(out / "arguments.json") == {"text": "first"}

@@ -8,8 +8,9 @@ import transformers
 from nanoverify.support.files import InputError, read_json, write_json
 from nanoverify.tokenizer import Tokenizer
 
-SPECIAL = ["<unk>", "<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
-           "<|eot_id|>", "[INST]", "[/INST]", "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>", "<|end|>", "<|endoftext|>"]
+SPECIAL = ["<unk>", "<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>",
+           "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "[INST]", "[/INST]", "<bos>",
+           "<eos>", "<start_of_turn>", "<end_of_turn>", "<|end|>", "<|endoftext|>"]
 ID = {token: id for id, token in enumerate(SPECIAL)}
 
 # name -> (BOS, EOS, what ends an assistant message, template); written for this test with the
@@ -178,11 +179,13 @@ Be helpful.<|im_end|>
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""),
 }
 TEXT = "  What is \"27\" + 1,5 < 3 & é 😀?\n"
-USER, SYSTEM, ASSISTANT = ({"role": role, "content": text} for role, text in (
-    ("user", TEXT), ("system", " Answer briefly. "), ("assistant", "<think>\nhm\n</think>\n\n It is 28.5 \n")))
+USER, SYSTEM, ASSISTANT = ({"role": role, "content": text} for role,
+                           text in (("user", TEXT), ("system", " Answer briefly. "),
+                                    ("assistant", "<think>\nhm\n</think>\n\n It is 28.5 \n")))
 
 
-def write_tokenizer(folder, bos=None, eos="</s>", template=None, generation=None, adds_bos=False, **config):
+def write_tokenizer(folder, bos=None, eos="</s>", template=None, generation=None, adds_bos=False,
+                    **config):
     """A byte-level BPE tokenizer folder; adds_bos: as Llama's, which puts BOS before whatever is
     encoded with special tokens."""
     folder.mkdir(exist_ok=True)
@@ -192,10 +195,12 @@ def write_tokenizer(folder, bos=None, eos="</s>", template=None, generation=None
     raw.train_from_iterator([TEXT] * 3, tokenizers.trainers.BpeTrainer(
         vocab_size=300, special_tokens=SPECIAL, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
     if adds_bos:
-        raw.post_processor = tokenizers.processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, ID[bos])])
+        raw.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, ID[bos])])
     raw.save(str(folder / "tokenizer.json"))
-    write_json(folder / "tokenizer_config.json", {
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos, "eos_token": eos, "chat_template": template, **config})
+    write_json(folder / "tokenizer_config.json",
+               {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos, "eos_token": eos,
+                "chat_template": template, **config})
     if generation is not None:
         write_json(folder / "generation_config.json", generation)
     return folder
@@ -205,8 +210,10 @@ def write_tokenizer(folder, bos=None, eos="</s>", template=None, generation=None
 def family(request, tmp_path):
     """(ours, theirs, end token) for one family's template."""
     bos, eos, end, template = TEMPLATES[request.param]
-    write_tokenizer(tmp_path, bos, eos, template, {"eos_token_id": sorted({ID[eos], ID[end]})}, adds_bos=bos is not None)
-    return Tokenizer.load(tmp_path), transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path), end
+    write_tokenizer(tmp_path, bos, eos, template, {"eos_token_id": sorted({ID[eos], ID[end]})},
+                    adds_bos=bos is not None)
+    return Tokenizer.load(tmp_path), transformers.PreTrainedTokenizerFast.from_pretrained(
+        tmp_path), end
 
 
 def test_rendered_as_transformers_does(family):
@@ -252,7 +259,8 @@ def test_end_id_is_looked_for_after_the_assistant(tmp_path):
     """Bug: the first stop id in the conversation is taken, which ends the user's message."""
     template = "{% for m in messages %}{{ m.content + ('<|end|>' if m.role == 'user' else '<|eot_id|>') }}{% endfor %}"
     stops = {"eos_token_id": [ID["<|end|>"], ID["<|eot_id|>"]]}
-    assert Tokenizer.load(write_tokenizer(tmp_path, template=template, generation=stops)).end_id == ID["<|eot_id|>"]
+    assert Tokenizer.load(write_tokenizer(tmp_path, template=template,
+                                          generation=stops)).end_id == ID["<|eot_id|>"]
 
 
 def test_text_round_trip(tmp_path):
@@ -268,11 +276,14 @@ def test_text_round_trip(tmp_path):
 
 def test_stop_ids_are_a_union(tmp_path):
     """Bug: only one of several ends is known, and generation runs on through the others."""
-    folder = write_tokenizer(tmp_path, eos="<eos>", generation={"eos_token_id": [ID["<|eot_id|>"], ID["<|end|>"]]})
+    folder = write_tokenizer(tmp_path, eos="<eos>",
+                             generation={"eos_token_id": [ID["<|eot_id|>"], ID["<|end|>"]]})
     write_json(folder / "config.json", {"eos_token_id": ID["</s>"], "vocab_size": 320})
-    assert Tokenizer.load(folder).stop_ids == {ID[token] for token in ("<eos>", "<|eot_id|>", "<|end|>", "</s>")}
+    assert Tokenizer.load(folder).stop_ids == {
+        ID[token] for token in ("<eos>", "<|eot_id|>", "<|end|>", "</s>")}
     write_json(folder / "generation_config.json", {"eos_token_id": ID["<|end|>"]})
-    write_json(folder / "tokenizer_config.json", {"eos_token": {"content": "<eos>", "__type": "AddedToken"}})
+    write_json(folder / "tokenizer_config.json",
+               {"eos_token": {"content": "<eos>", "__type": "AddedToken"}})
     write_json(folder / "config.json", {})
     assert Tokenizer.load(folder).stop_ids == {ID["<|end|>"], ID["<eos>"]}
 
@@ -288,7 +299,8 @@ def test_end_id_without_a_hint_from_the_template(tmp_path):
     or the wrong one."""
     for template in (None, "{{ messages[-1].content }}", "<|im_end|>{{ messages[0].content }}",
                      "{% if messages|length > 1 %}{{ raise_exception('one only') }}{% endif %}"):
-        assert Tokenizer.load(write_tokenizer(tmp_path, eos="</s>", template=template)).end_id == ID["</s>"]
+        assert Tokenizer.load(write_tokenizer(tmp_path, eos="</s>",
+                                              template=template)).end_id == ID["</s>"]
 
 
 def test_an_end_that_no_file_names(tmp_path, capsys):
@@ -345,7 +357,8 @@ def test_stop_ids_are_not_decoded(tmp_path):
 def test_pad_is_no_stop_id(pad, generation, expected, tmp_path):
     """Bug: SmolLM2 and many others pad with EOS, so that a search for EOS finds padding and a mask
     of padding hides EOS."""
-    tokenizer = Tokenizer.load(write_tokenizer(tmp_path, eos="</s>", pad_token=pad, generation=generation))
+    tokenizer = Tokenizer.load(write_tokenizer(tmp_path, eos="</s>", pad_token=pad,
+                                               generation=generation))
     assert tokenizer.pad_id == expected and tokenizer.pad_id not in tokenizer.stop_ids
 
 
@@ -364,14 +377,17 @@ def test_base_model_prompt(adds_bos, setting, expected, tmp_path):
 def test_where_the_template_is_found(tmp_path):
     """Bug: the template of a newer or older folder layout is overlooked, and a chat model is
     prompted like a base model."""
-    named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "list {{ eos_token }}"}]
+    named = [{"name": "tool_use", "template": "tools"},
+             {"name": "default", "template": "list {{ eos_token }}"}]
     folder = write_tokenizer(tmp_path, template=named)
     assert Tokenizer.load(folder).render([USER]) == "list </s>"
     (folder / "chat_template.jinja").write_text("file")
     assert Tokenizer.load(folder).render([USER]) == "file"
     (folder / "chat_template.jinja").unlink()
-    write_json(folder / "tokenizer_config.json", {"chat_template": "{{ bos_token }}{{ eos_token }}"})
-    write_json(folder / "special_tokens_map.json", {"bos_token": {"content": "<s>"}, "eos_token": "</s>"})
+    write_json(folder / "tokenizer_config.json",
+               {"chat_template": "{{ bos_token }}{{ eos_token }}"})
+    write_json(folder / "special_tokens_map.json",
+               {"bos_token": {"content": "<s>"}, "eos_token": "</s>"})
     write_json(folder / "generation_config.json", {"eos_token_id": 2})
     assert Tokenizer.load(folder).render([USER]) == "<s></s>"
 
@@ -413,10 +429,13 @@ def test_a_template_that_loses_the_question(tmp_path):
 def test_template_is_sandboxed(tmp_path):
     """Bug: a template from a download reaches Python's internals, or changes the messages for those
     who come after."""
-    for attack in ("{{ messages.__class__.__mro__ }}", "{{ messages.append(1) }}", "{{ ''.__class__.__base__.__subclasses__() }}",
+    for attack in ("{{ messages.__class__.__mro__ }}", "{{ messages.append(1) }}",
+                   "{{ ''.__class__.__base__.__subclasses__() }}",
                    "{% for i in range(10 ** 9) %}{% endfor %}"):
         with pytest.raises(InputError, match="chat template"):
-            Tokenizer.load(write_tokenizer(tmp_path, template=attack + "{{ raise_exception('reached') if false }}")).prompt("?")
+            Tokenizer.load(write_tokenizer(tmp_path, template=attack
+                                           + "{{ raise_exception('reached') if false }}")).prompt(
+                "?")
 
 
 def test_padded_vocabulary(tmp_path):
@@ -446,17 +465,17 @@ def test_truncation_and_padding_in_the_file_are_off(tmp_path):
     assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT and len(tokenizer.encode("a")) == 1
 
 
-@pytest.mark.parametrize("name, content, message", [
-    ("tokenizer.json", None, "tokenizer.json: not found"),
-    ("tokenizer.json", "{", "tokenizer.json: not a readable"),
-    ("tokenizer_config.json", "{", "tokenizer_config.json: not valid JSON"),
-    ("generation_config.json", "[]", "generation_config.json: expected a JSON object"),
-    ("chat_template.jinja", "{% if %}", "chat template"),
-    ("chat_template.jinja", b"\xff\xfe", "chat template"),
-    ("tokenizer_config.json", '{"eos_token": {}}', "tokenizer_config.json"),
-    ("tokenizer_config.json", '{"eos_token": "</s>", "chat_template": [1]}', "tokenizer_config.json"),
-    ("config.json", '{"vocab_size": "many"}', "config.json"),
-])
+@pytest.mark.parametrize(
+    "name, content, message",
+    [("tokenizer.json", None, "tokenizer.json: not found"),
+     ("tokenizer.json", "{", "tokenizer.json: not a readable"),
+     ("tokenizer_config.json", "{", "tokenizer_config.json: not valid JSON"),
+     ("generation_config.json", "[]", "generation_config.json: expected a JSON object"),
+     ("chat_template.jinja", "{% if %}", "chat template"),
+     ("chat_template.jinja", b"\xff\xfe", "chat template"),
+     ("tokenizer_config.json", '{"eos_token": {}}', "tokenizer_config.json"),
+     ("tokenizer_config.json", '{"eos_token": "</s>", "chat_template": [1]}',
+      "tokenizer_config.json"), ("config.json", '{"vocab_size": "many"}', "config.json"),])
 def test_unreadable_files(name, content, message, tmp_path):
     """Bug: a broken download ends in a traceback that names no file."""
     folder = write_tokenizer(tmp_path / "a")
