@@ -12,8 +12,10 @@ from nanoverify.support.files import InputError, write_jsonl
 from nanoverify.tools import ask, picture
 from nanoverify.trajectory import as_row, parse
 
-RESPONSE = ("It is 7€. The answer is 7.\n\nWait, let me recheck my solution.\n\nPut in 7: 41. Therefore, the answer is incorrect.\n\n"
-            "Let me try again.\n\nThe answer is 6.\n\nWait, let me recheck my solution.\n\nPut in 6: 39. Therefore, the answer is correct.")
+RESPONSE = ("It is 7€. The answer is 7.\n\nWait, let me recheck my solution.\n\n"
+            "Put in 7: 41. Therefore, the answer is incorrect.\n\n"
+            "Let me try again.\n\nThe answer is 6.\n\nWait, let me recheck my solution.\n\n"
+            "Put in 6: 39. Therefore, the answer is correct.")
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -59,15 +61,19 @@ def test_picture(tmp_path):
     """Bug: the picture shows a response that corrects nothing, colours an answer by the rule
     instead of the verdict on it, loses text, or is no XML."""
     tokenizer = byte_tokenizer()
-    row = lambda text, gold, question="Is 1 < 2 & 3?": as_row(
-        parse(Problem("", question, gold, "", None), tokenizer.encode(text), True, tokenizer),
-        tokenizer)
-    once = "The answer is 6.\n\nWait, let me recheck my solution.\n\nTherefore, the answer is correct."
+
+    def row(text, gold, question="Is 1 < 2 & 3?"):
+        return as_row(parse(Problem("", question, gold, "", None), tokenizer.encode(text), True,
+                            tokenizer), tokenizer)
+    once = ("The answer is 6.\n\nWait, let me recheck my solution.\n\n"
+            "Therefore, the answer is correct.")
     (tmp_path / "run").mkdir()
     write_jsonl(tmp_path / "run" / "responses.jsonl",
                 [row(once, "6"), row(RESPONSE, "7"), row(RESPONSE, "6")])
     picture.main([str(tmp_path / "run"), "--out", str(tmp_path / "a.svg")])
-    drawn = [(text.get("fill"), text.text) for text in ElementTree.parse(tmp_path / "a.svg").getroot().iter("{http://www.w3.org/2000/svg}text")]
+    root = ElementTree.parse(tmp_path / "a.svg").getroot()
+    drawn = [(text.get("fill"), text.text)
+             for text in root.iter("{http://www.w3.org/2000/svg}text")]
     assert [text for _, text in drawn] == ["Is 1 < 2 & 3?", *RESPONSE.split("\n\n")]
     styles = ["question", "rejected", "phrase", "verify", "phrase", "accepted", "phrase", "verify"]
     assert [colour for colour, _ in drawn] == [picture.COLOURS[style] for style in styles]

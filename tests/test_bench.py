@@ -91,7 +91,9 @@ def pair(tmp_path_factory):
 def rows(count=3):
     """(prompt ids, response ids, loss mask, line) of mixed length."""
     rng = random.Random(0)
-    ids = lambda n: [rng.randrange(200) for _ in range(n)]
+
+    def ids(n):
+        return [rng.randrange(200) for _ in range(n)]
     return [(ids(3 + i), ids(5 + 4 * i), [int(t > i) for t in range(5 + 4 * i)], i)
             for i in range(count)]
 

@@ -75,7 +75,8 @@ def test_stage_0_by_hand(stage_0):
     assert way in ("Way 1. The answer is 7.", "Way 3. The answer is 7.")
     right = hard.split(f"{RETRY}\n\n")[1].split("\n")[0]
     assert right in ("Way 2. The answer is 6.", "Way 5. The answer is 6.")
-    assert hard == f"{way}\n\n{RECHECK}\n\n{checks['7']}\n\n{RETRY}\n\n{right}\n\n{RECHECK}\n\n{checks['6']}"
+    parts = (way, RECHECK, checks["7"], RETRY, right, RECHECK, checks["6"])
+    assert hard == "\n\n".join(parts)
     assert easy.count(RECHECK) == 1 and easy.endswith(checks["6"])
     assert [action["trained"] for action in rows["hard"]["actions"]] == [False, True, True, True]
     assert (rows["hard"]["difficulty"], rows["easy"]["difficulty"]) == (pytest.approx(4 / 6), 0)

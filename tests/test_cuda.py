@@ -221,7 +221,8 @@ def assert_same_step(ours, theirs):
     assert ours.keys() == theirs.keys()
     for name, expected in theirs.items():
         error = 1e-3 if name.startswith("signs") else 1e-4
-        close(ours[name], expected, rtol=error, atol=error, msg=lambda said: f"{name}: {said}")
+        close(ours[name], expected, rtol=error, atol=error,
+              msg=lambda said, name=name: f"{name}: {said}")
 
 
 STEPS = [(sft_step, []), (sft_step, ["--kl", "0.1", "--recompute"]), (rl_step, []),
@@ -371,8 +372,10 @@ def test_stage_0_runs(small, monkeypatch):
     def answers(model, tokenizer, problems, *rest):
         """Sampled as it should be; then others are put in their place that can be used."""
         asked.append(sum(len(row) for row in respond(model, tokenizer, problems, *rest)))
-        say = lambda problem, text: parse(problem, [*tokenizer.encode(f"The answer is {text}."),
-                                                    tokenizer.end_id], True, tokenizer)
+
+        def say(problem, text):
+            return parse(problem, [*tokenizer.encode(f"The answer is {text}."), tokenizer.end_id],
+                         True, tokenizer)
         return [[say(problem, problem.answer), say(problem, "77777")] for problem in problems]
 
     def checks(model, tokenizer, claims, *rest):

@@ -139,9 +139,10 @@ def test_respond_pairs_questions_with_answers():
     tokenizer = byte_tokenizer()
     model = tiny_model(tokenizer.vocab_size, context=512)
     problems = [Problem(str(n), "why " * n, "6", "f", None) for n in (3, 1, 8, 2)]
-    run = lambda problems, **more: [[t.ids for t in row]
-                                    for row in respond(model, tokenizer, problems,
-                                                       Sampling(8, 0.0, samples=2, **more))]
+
+    def run(problems, **more):
+        return [[t.ids for t in row]
+                for row in respond(model, tokenizer, problems, Sampling(8, 0.0, samples=2, **more))]
     rows = respond(model, tokenizer, problems, Sampling(8, 0.0, samples=2, batch_size=4))
     assert [[t.problem for t in row] for row in rows] == [[p, p] for p in problems]
     assert [[t.ids for t in row] for row in rows] == [run([p])[0] for p in problems]
@@ -164,12 +165,15 @@ def test_evaluation_is_greedy():
 def test_evaluation_asks_what_no_stage_learns(tmp_path):
     """Bug: test questions depend on the seed, are training puzzles, or the 15% of --questions kept
     for testing are trained on."""
-    args = lambda seed, **more: argparse.Namespace(
-        **{**dict(model=stage.POLICY, max_new_tokens=320, questions=None, test_questions=None,
-                  test_count=40, split="test", skip_bad_lines=False, seed=seed), **more})
+    def args(seed, **more):
+        return argparse.Namespace(
+            **{**dict(model=stage.POLICY, max_new_tokens=320, questions=None, test_questions=None,
+                      test_count=40, split="test", skip_bad_lines=False, seed=seed), **more})
     asked = stage.test_problems(args(0))
     assert asked == stage.test_problems(args(1))
-    questions = lambda problems: {problem.question for problem in problems}
+
+    def questions(problems):
+        return {problem.question for problem in problems}
     assert not questions(asked) & questions(stage.train_problems(args(0), 3000))
     assert questions(asked) <= questions(make_puzzles("test", 40, 1))
     chosen_by = stage.test_problems(args(0, split="valid"))

@@ -18,9 +18,11 @@ from nanoverify.verifier import VERDICTS
 YES, NO = VERDICTS[True], VERDICTS[False]
 RESPONSES = {  # text -> outcome, rewards of the actions
     f"The answer is 6.\n\n{RECHECK}\n\nPut in 6. {YES}": (1, [1, 1]),
-    f"The answer is 7.\n\n{RECHECK}\n\n{NO}\n\n{RETRY}\n\nThe answer is 6.\n\n{RECHECK}\n\n{YES}": (1, [-1, 1, 1, 1]),
+    f"The answer is 7.\n\n{RECHECK}\n\n{NO}\n\n{RETRY}\n\nThe answer is 6.\n\n{RECHECK}\n\n{YES}":
+        (1, [-1, 1, 1, 1]),
     f"The answer is 7.\n\n{RECHECK}\n\n{YES}": (-1, [-1, -1]),
-    f"The answer is 6.\n\n{RECHECK}\n\n{NO}\n\n{RETRY}\n\nThe answer is 5.\n\n{RECHECK}\n\n{NO}": (-1, [1, -1, -1, 1]),
+    f"The answer is 6.\n\n{RECHECK}\n\n{NO}\n\n{RETRY}\n\nThe answer is 5.\n\n{RECHECK}\n\n{NO}":
+        (-1, [1, -1, -1, 1]),
     "": (-1, [-1])}
 
 

@@ -224,7 +224,8 @@ CHECKPOINTS = [
     *((change(C, **{name: value}), f"config.json: {name}") for name, value in (
         ("hidden_act", "gelu"), ("rms_norm_eps", "x"), ("rms_norm_eps", float("nan")),
         ("rms_norm_eps", -1), ("rms_norm_eps", None), ("tie_word_embeddings", "yes"),
-        ("attention_bias", True), ("mlp_bias", True), ("quantization_config", {"bits": 4}), ("partial_rotary_factor", 0.5), ("pretraining_tp", 2))),
+        ("attention_bias", True), ("mlp_bias", True), ("quantization_config", {"bits": 4}),
+        ("partial_rotary_factor", 0.5), ("pretraining_tp", 2))),
     *((change(C, rope_theta=value), "config.json: ")
       for value in ("x", -3, {"a": 1}, float("nan"), 10 ** 400)),
     *((change(C, rope_parameters=None, rope_scaling=value), "config.json: ") for value in (
@@ -239,8 +240,10 @@ CHECKPOINTS = [
           weights(lambda t: t.update({EMBED: t[EMBED][:40].clone()}))),
      "where the vocabulary ends with 39"),
     *((cut(W, keep), W) for keep in (0, 3, 8, 60, -1, -1000)),
-    *((raw(W, content), W) for content in (b"\xff" * 100, struct.pack("<Q", 2 ** 62) + b"{}", struct.pack("<Q", 2) + b"[]", "folder", "loop", "locked",
-                                         b"version https://git-lfs", b"<html>")),
+    *((raw(W, content), W)
+      for content in (b"\xff" * 100, struct.pack("<Q", 2 ** 62) + b"{}",
+                      struct.pack("<Q", 2) + b"[]", "folder", "loop", "locked",
+                      b"version https://git-lfs", b"<html>")),
     (header(lambda h: b"no JSON"), W), (header(lambda h: DEEP), W),
     (header(lambda h: {**h, "__metadata__": 3}), W),
     (header(lambda h: h[NORM].update(dtype="F31")), W),
@@ -322,12 +325,15 @@ class Canary:
         return os.mkdir, ("canary",)
 
 
-JINJA = ["{{ messages.__class__.__base__.__subclasses__() }}", "{{ raise_exception.__globals__['datetime'].sys.modules['os'].mkdir('canary') }}",
+JINJA = ["{{ messages.__class__.__base__.__subclasses__() }}",
+         "{{ raise_exception.__globals__['datetime'].sys.modules['os'].mkdir('canary') }}",
          "{{ cycler.__init__.__globals__.os.mkdir('canary') }}",
          "{{ lipsum.__globals__['os'].mkdir('canary') }}",
          "{{ self._TemplateReference__context.eval_ctx }}",
-         "{{ messages | map(attribute='__class__.__mro__') | list }}{{ ().__class__.__base__.__subclasses__()[0]('canary') }}",
-         "{{ ('{0.__init__.__globals__[os]}' | format(cycler)) }}{{ joiner.__init__.__globals__['os'].mkdir('canary') }}"]
+         "{{ messages | map(attribute='__class__.__mro__') | list }}"
+         "{{ ().__class__.__base__.__subclasses__()[0]('canary') }}",
+         "{{ ('{0.__init__.__globals__[os]}' | format(cycler)) }}"
+         "{{ joiner.__init__.__globals__['os'].mkdir('canary') }}"]
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,8 @@ def test_every_arm_stands_in_one_table(tmp_path):
     rows = {(arm, 0): {"arm": arm, "seed": 0, **dict.fromkeys(HEADER[2:], "0.5")}
             for arm in ("base", "SFT", "both", *SEEDS) if arm != "main"}
     text = findings.tables(rows)
-    assert "| | base, 1 seed | SFT, 1 seed | process, 1 seed | both, 1 seed | outcome, 1 seed |" in text.splitlines()
+    head = "| | base, 1 seed | SFT, 1 seed | process, 1 seed | both, 1 seed | outcome, 1 seed |"
+    assert head in text.splitlines()
     assert all(text.count(f"\n| `{arm}` | 1 |") == (arm not in findings.STAGES) for arm, _ in rows)
 
 

@@ -215,7 +215,8 @@ def test_a_split_that_leaves_nothing(policy, elsewhere, capsys):
 def test_overlap_is_counted(policy, elsewhere, capsys):
     """Bug: test questions that are trained on go unnoticed, for they differ in a space or a
     capital, or because stage 1 sees trajectories."""
-    rows = lambda text, *span: [{"question": text.format(n), "answer": "1"} for n in range(*span)]
+    def rows(text, *span):
+        return [{"question": text.format(n), "answer": "1"} for n in range(*span)]
     write_jsonl("train.jsonl", rows("What is  {} + 1?", 9))
     write_jsonl("test.jsonl", rows("what is {} + 1?", 7, 12))
     write_jsonl("data.jsonl", [{**GOOD, "question": "What is 8 + 1?"}])
@@ -265,7 +266,9 @@ def test_bad_lines_can_be_skipped(policy, elsewhere, capsys):
     assert "1 trajectories" in shown.out
     assert "4 left out, the first: data.jsonl:1: not valid JSON" in shown.err
     bad = []
-    (elsewhere / "q.jsonl").write_text('{"question": "1?"}\n{"question": "1 + 1?", "answer": 2, "id": 1}\n{"question": "2?", "answer": "2", "id": "1"}\n')
+    (elsewhere / "q.jsonl").write_text(
+        '{"question": "1?"}\n{"question": "1 + 1?", "answer": 2, "id": 1}\n'
+        '{"question": "2?", "answer": "2", "id": "1"}\n')
     assert [problem.question for problem in read_problems(["q.jsonl"], bad)] == ["1 + 1?"]
     assert len(bad) == 2
     assert "q.jsonl:1" in bad[0] and "used before" in bad[1]

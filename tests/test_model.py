@@ -151,7 +151,7 @@ def test_gradients(pair):
     assert ours.keys() == theirs.keys()
     for name in ours:
         torch.testing.assert_close(ours[name].grad, theirs[name].grad, atol=1e-4, rtol=1e-4,
-                                   msg=lambda m: f"{name}: {m}")
+                                   msg=lambda m, name=name: f"{name}: {m}")
 
 
 @pytest.mark.parametrize("T", [1, 7, 8, 9, 37])

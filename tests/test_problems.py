@@ -62,8 +62,10 @@ def write(path, *rows):
 
 def test_gsm8k(tmp_path):
     """Bug: the gold answer is the whole solution, or a number from its middle."""
-    path = write(tmp_path / "gsm.jsonl", {"question": " Natalia sold 48 clips in April and half as many in May. How many? ",
-                                          "answer": "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\nAltogether 48+24 = <<48+24=72>>72.\n#### 72"})
+    path = write(tmp_path / "gsm.jsonl", {
+        "question": " Natalia sold 48 clips in April and half as many in May. How many? ",
+        "answer": "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n"
+                  "Altogether 48+24 = <<48+24=72>>72.\n#### 72"})
     (problem,) = read_problems([path])
     assert (problem.answer, problem.family, problem.level,
             problem.id) == ("72", "gsm", None, "gsm-1")
@@ -90,7 +92,8 @@ def test_math(tmp_path):
 def test_plain(tmp_path):
     """Bug: numbers as answers, a BOM, CRLF, blank lines or a second file upset the reader."""
     path = tmp_path / "a.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"question": "1 + 1?", "answer": 2}\r\n\r\n{"question": "Zero?", "answer": 0, "id": 7, "family": "f", "level": 2}\r\n')
+    path.write_bytes(b'\xef\xbb\xbf{"question": "1 + 1?", "answer": 2}\r\n\r\n'
+                     b'{"question": "Zero?", "answer": 0, "id": 7, "family": "f", "level": 2}\r\n')
     found = read_problems([path,
                            write(tmp_path / "b.jsonl", {"question": "é?", "answer": "x = 1"})])
     assert [(p.id, p.answer, p.family, p.level)

@@ -228,8 +228,11 @@ def test_every_metric_is_defined():
     """Bug: a metric is logged and the page does not say what it is; docs/metrics.md says something
     else."""
     known = report.definitions()
-    logged = [name for script in ("train_rl", "train_sft")
-              for name in re.findall(r'"(\w+)":', (ROOT / f"{script}.py").read_text(encoding="utf-8").split("line = {")[1].split("if args.eval_every")[0])]
+    logged = []
+    for script in ("train_rl", "train_sft"):
+        source = (ROOT / f"{script}.py").read_text(encoding="utf-8")
+        logged += re.findall(r'"(\w+)":', source.split("line = {")[1].split("}\n")[0])
+    assert {"lr", "seconds", "seconds_update", "grad_norm"} <= set(logged)
     assert {*metrics(FOUR), *logged, *report.COLUMNS} - {"step"} <= known.keys()
     assert all(known.values())
     rows = {names.replace("`", ""): meaning.replace("`", "")
@@ -297,7 +300,9 @@ def rollout(trajectories, kl, **rules):
 def test_rollout_rows():
     """Bug: the numbers are not those of the update, stand on other actions, or do not add up."""
     rows = rollout([made("++"), made("--"), made("-+++"), made("+--+", finished=False)], 0.5)
-    numbers = lambda key: [[action[key] for action in each["actions"]] for each in rows]
+
+    def numbers(key):
+        return [[action[key] for action in each["actions"]] for each in rows]
     assert [each["outcome"] for each in rows] == [1, -1, 1, -1]
     assert numbers("process") == [[1, 1], [-1, -1], [-1, 1, 1, 1], [1, -1, -1, -1]]
     assert numbers("reward") == [[2, 2], [-2, -2], [0, 2, 2, 2], [0, -2, -2, -2]]
@@ -312,8 +317,9 @@ def test_rollout_rows():
 def test_rollout_rows_of_other_rewards():
     """Bug: rewards that --reward leaves out are shown as given; GAE's sums are said to have a
     baseline; shuffled rewards are shown unshuffled."""
-    of = lambda **changes: [action["reward"] for action in rollout([made("-+++"), made("--")], 0.0,
-                                                                   **changes)[0]["actions"]]
+    def of(**changes):
+        return [action["reward"]
+                for action in rollout([made("-+++"), made("--")], 0.0, **changes)[0]["actions"]]
     assert of(reward="outcome") == [1, 1, 1, 1] and of(reward="process") == [-1, 1, 1, 1]
     assert of(reward="both", gae=True) == [-1, 1, 1, 2]
     assert of(reward="outcome", gae=True) == [0, 0, 0, 1]

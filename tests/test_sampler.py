@@ -235,10 +235,11 @@ def test_seeds():
     """Bug: the seed is not used, or sampling draws from, or reseeds, the global generator that
     training relies on."""
     model = tiny_model()
-    run = lambda seed, **more: [
-        [s.ids for s in row]
-        for row in generate(model, PROMPTS, Sampling(12, samples=2, stop_ids={3}, vocab_size=61,
-                                                     seed=seed, **more))]
+
+    def run(seed, **more):
+        return [[s.ids for s in row]
+                for row in generate(model, PROMPTS, Sampling(12, samples=2, stop_ids={3},
+                                                             vocab_size=61, seed=seed, **more))]
     torch.manual_seed(5)
     before = torch.get_rng_state()
     first = run(0)
@@ -311,10 +312,11 @@ def test_place_and_neighbours_do_not_matter(monkeypatch):
     """Bug: what is drawn for one sample depends on which rows are in the batch, on the worker or on
     when rows are looked at."""
     model = tiny_model()
-    run = lambda **more: [
-        [(s.ids, s.finished) for s in row]
-        for row in generate(model, PROMPTS, Sampling(12, samples=4, stop_ids={3, 17}, vocab_size=61,
-                                                     seed=2, **more))]
+
+    def run(**more):
+        return [[(s.ids, s.finished) for s in row]
+                for row in generate(model, PROMPTS, Sampling(12, samples=4, stop_ids={3, 17},
+                                                             vocab_size=61, seed=2, **more))]
     expected = run()
     assert all(run(batch_size=size) == expected for size in (4, 7, 9))
     monkeypatch.setattr("nanoverify.sampler.CHECK", {"cpu": 5})
@@ -439,7 +441,9 @@ def test_keep_top(top_k, top_p):
 def test_keep_top_by_hand():
     """Bug: top_p keeps the largest set UNDER p; top_p is taken before top_k."""
     log_probs = torch.tensor([[0.15, 0.5, 0.05, 0.3]]).log()
-    kept = lambda k, p: keep_top(log_probs, k, p).exp()[0].round(decimals=3).tolist()
+
+    def kept(k, p):
+        return keep_top(log_probs, k, p).exp()[0].round(decimals=3).tolist()
     assert kept(0, 0.7) == [0, 0.625, 0, 0.375]
     assert kept(0, 0.4) == [0, 1, 0, 0]
     assert kept(0, 0.9) == pytest.approx([0.158, 0.526, 0, 0.316], abs=1e-3)

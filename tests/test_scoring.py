@@ -271,7 +271,7 @@ def test_masked_gradient_equals_transformers(tmp_path):
     assert found == pytest.approx(loss.item(), abs=1e-5)
     for name, parameter in theirs.named_parameters():
         torch.testing.assert_close(grads[name], parameter.grad, atol=1e-5, rtol=1e-4,
-                                   msg=lambda m: f"{name}: {m}")
+                                   msg=lambda m, name=name: f"{name}: {m}")
 
 
 # ---- train_sft ---------------------------------------------------------------------------------

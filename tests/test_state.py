@@ -67,7 +67,7 @@ def test_damage_is_named(tmp_path, capsys):
     for step in (1, 2):
         write(tmp_path / "state", step)
     newest = tmp_path / "state" / "00000002"
-    for number in range(200):
+    for _ in range(200):
         path = newest / rng.choice(("tensors.safetensors", "state.json", "manifest.json"))
         whole = path.read_bytes()
         at = rng.randrange(len(whole))
@@ -85,6 +85,18 @@ def test_damage_is_named(tmp_path, capsys):
         state.load_state(tmp_path / "state")
 
 
+def failing(real, nth: int, number: int):
+    """`real`, except that the n-th call raises an OSError of this number."""
+    count = [0]
+
+    def faulty(*args, **kwargs):
+        count[0] += 1
+        if count[0] == nth:
+            raise OSError(number, os.strerror(number))
+        return real(*args, **kwargs)
+    return faulty
+
+
 @pytest.mark.parametrize("call", ["sync", "save_file", "write_json", "rename"])
 @pytest.mark.parametrize("number", [28, 5])
 def test_write_faults(tmp_path, monkeypatch, call, number):
@@ -94,15 +106,7 @@ def test_write_faults(tmp_path, monkeypatch, call, number):
     for nth in range(1, 6):
         with monkeypatch.context() as patch:
             owner, name = (state.Path, "rename") if call == "rename" else (state, call)
-            real, count = getattr(owner, name), [0]
-
-            def faulty(*args, **kwargs):
-                count[0] += 1
-                if count[0] == nth:
-                    raise OSError(number, os.strerror(number))
-                return real(*args, **kwargs)
-
-            patch.setattr(owner, name, faulty)
+            patch.setattr(owner, name, failing(getattr(owner, name), nth, number))
             if nth <= {"sync": 5, "save_file": 1, "write_json": 2, "rename": 1}[call]:
                 with pytest.raises(InputError,
                                    match=rf"0000000[23].*{os.strerror(number)}.*needs 0 MB"):
@@ -402,7 +406,8 @@ def test_one_seed_one_result(policy, data, run):
 def test_a_lost_log(policy, data, capsys):
     """Bug: a traceback where metrics.jsonl is gone, or zero bytes in place of its lines where it
     was cut."""
-    again = lambda *flags: refusal(lambda argv: run_sft(policy, "out", *argv), flags, capsys)
+    def again(*flags):
+        return refusal(lambda argv: run_sft(policy, "out", *argv), flags, capsys)
     run_sft(policy, "out", "--steps", "2")
     whole = Path("out/metrics.jsonl").read_bytes()
     for content in (None, b"", whole[:-30]):
@@ -425,7 +430,13 @@ def test_a_state_that_does_not_fit(policy, data, capsys):
 
 # ---- two runs at once, and outputs that are there already --------------------------------------
 
-HOLD = "import sys, time; from nanoverify.support.files import output_folder\nwith output_folder('out') as folder: print('held', flush=True); time.sleep(60)"
+HOLD = """
+import time
+from nanoverify.support.files import output_folder
+with output_folder('out') as folder:
+    print('held', flush=True)
+    time.sleep(60)
+"""
 
 
 @pytest.mark.skipif(files.fcntl is None, reason="no locks here")
@@ -439,13 +450,13 @@ def test_two_runs_at_once():
     Path("out.part/work").write_text("of the first")
     for flags in ({}, {"overwrite": True}, {"resume": True}):
         with pytest.raises(InputError,
-                           match="--out out.part: another run works in it"), output_folder(
-            "out", **flags):
-            pytest.fail("two runs in one folder")
+                           match="--out out.part: another run works in it"):
+            with output_folder("out", **flags):
+                pytest.fail("two runs in one folder")
     assert Path("out.part/work").read_text() == "of the first"
     process.kill()
     process.wait()
-    for name in ("work", "more"):  # nor does a run that ended lock out the next one
+    for _ in range(2):  # nor does a run that ended lock out the next one
         with output_folder("out", overwrite=True) as folder:
             write_json(folder / "arguments.json", {})
     assert left_behind(Path()) == ["arguments.json", "out"]
@@ -464,7 +475,9 @@ def test_other_runs_are_refused(policy, data, capsys):
     """Bug: a run goes on with other flags or other data as if nothing were; --allow-changes has no
     effect; an output is overwritten."""
     run_sft(policy, "out", "--steps", "2")
-    again = lambda *flags: refusal(lambda argv: run_sft(policy, "out", *argv), flags, capsys)
+
+    def again(*flags):
+        return refusal(lambda argv: run_sft(policy, "out", *argv), flags, capsys)
     assert "--overwrite" in again()
     assert "lr was 0.001, is 0.5" in again("--resume", "--lr", "0.5")
     # the finished output stays where it was
@@ -500,9 +513,13 @@ def test_a_signal_ends_behind_the_step(policy, data, monkeypatch, capsys):
     real = train_sft.clipped_step
     for number in (signal.SIGINT, signal.SIGTERM):
         steps = []
-        monkeypatch.setattr(train_sft, "clipped_step",
-                            lambda *args: (steps.append(1), len(steps) == 2
-                                           and os.kill(os.getpid(), number), real(*args))[2])
+
+        def signalled(*args, number=number, steps=steps):
+            steps.append(1)
+            if len(steps) == 2:
+                os.kill(os.getpid(), number)
+            return real(*args)
+        monkeypatch.setattr(train_sft, "clipped_step", signalled)
         with pytest.raises(SystemExit) as exit:
             files.run(lambda: run_sft(policy, "out", "--overwrite"))
         assert exit.value.code == 128 + number
@@ -525,7 +542,10 @@ def test_parts(tmp_path, capsys):
     """Bug: finished parts are computed again, a damaged one is used, or they are joined in another
     order."""
     asked = []
-    work = lambda number, part: asked.append(number) or [item * 2 for item in part]
+
+    def work(number, part):
+        asked.append(number)
+        return [item * 2 for item in part]
     assert state.parts(tmp_path, "x", [1, 2, 3, 4, 5], 2, work) == [2, 4, 6, 8, 10]
     assert asked == [0, 1, 2]
     path = tmp_path / "x-00001.json"
@@ -539,10 +559,14 @@ def test_parts(tmp_path, capsys):
 def test_parts_of_other_items(tmp_path, capsys):
     """Bug: answers to other questions are joined with these, after --resume --allow-changes with
     another --seed or --count."""
-    work = lambda number, part: [item * 2 for item in part]
+    def work(number, part):
+        return [item * 2 for item in part]
     assert state.parts(tmp_path, "x", [1, 2, 3, 4], 2, work) == [2, 4, 6, 8]
     asked = []
-    again = lambda number, part: asked.append(number) or work(number, part)
+
+    def again(number, part):
+        asked.append(number)
+        return work(number, part)
     assert state.parts(tmp_path, "x", [1, 2, 3, 5], 2, again) == [2, 4, 6, 10] and asked == [1]
     assert "x-00001.json" in capsys.readouterr().err
     state.same_run(tmp_path, {"seed": 1}, False)

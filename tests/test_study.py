@@ -152,8 +152,8 @@ def test_stage(monkeypatch, tmp_path):
 def test_correct_only_takes_right_answers_one_a_question_first(tmp_path):
     """Bug: wrong or cut answers get in, an easy question fills the data set, or it is larger than
     the trajectories'."""
-    row = lambda name, right, finished=True: {"id": name, "finished": finished,
-                                              "actions": [{"right": right}]}
+    def row(name, right, finished=True):
+        return {"id": name, "finished": finished, "actions": [{"right": right}]}
     (tmp_path / "data").mkdir()
     write_jsonl(tmp_path / "data" / "trajectories.jsonl", [{}] * 4)
     write_jsonl(tmp_path / "data" / "samples.jsonl", [row("a", True)] * 5
@@ -188,7 +188,8 @@ def test_gold_solutions_are_right(tmp_path):
 def test_baseline_and_tokens(tmp_path):
     """Bug: the always-\"correct\" baseline counts solutions nobody verified, or the answers instead
     of the verifications."""
-    act = lambda kind, right: {"kind": kind, "right": right}
+    def act(kind, right):
+        return {"kind": kind, "right": right}
     write_jsonl(tmp_path / "responses.jsonl",
                 [{"actions": [act("solve", False), act("verify", False), act("solve", True),
                               act("verify", True)]}, {"actions": [act("solve", True)]},
@@ -203,8 +204,11 @@ def test_baseline_and_tokens(tmp_path):
 def test_failures(tmp_path):
     """Bug: a response that recovers counts as failed, one counts twice, or one that is cut at a
     right answer does not count."""
-    solve = lambda right: {"kind": "solve", "right": right, "verdict": None}
-    check = lambda right, said: {"kind": "verify", "right": right, "verdict": said}
+    def solve(right):
+        return {"kind": "solve", "right": right, "verdict": None}
+
+    def check(right, said):
+        return {"kind": "verify", "right": right, "verdict": said}
     rows = [[solve(True), check(True, False), solve(True), check(True, True)],
             [solve(False), check(False, True)],
             [solve(True), check(True, False), solve(False), check(False, True)],
@@ -219,7 +223,8 @@ def test_failures(tmp_path):
 def test_beyond(monkeypatch, tmp_path):
     """Bug: with k attempts allowed, a later one counts, or a response that stopped before counts as
     wrong; the file of an earlier call is not used."""
-    solve = lambda right: Action("solve", 0, 1, "", right=right)
+    def solve(right):
+        return Action("solve", 0, 1, "", right=right)
     check = Action("verify", 1, 2, "", verdict=False)
 
     def respond(model, tokenizer, problems, sampling):

@@ -17,7 +17,8 @@ ID = {token: id for id, token in enumerate(SPECIAL)}
 # constructs of the originals
 TEMPLATES = {
     "smollm2": ("<|im_start|>", "<|im_end|>", "<|im_end|>", """\
-{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
+{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}\
+{{ '<|im_start|>system
 Be helpful.<|im_end|>
 ' }}{% endif %}{{'<|im_start|>' + message['role'] + '
 ' + message['content'] + '<|im_end|>' + '
@@ -45,7 +46,8 @@ Be helpful.<|im_end|>
 {%- set ns = namespace(last=messages|length - 1, seen=false) %}
 {%- for message in messages[::-1] %}
     {%- set index = (messages|length - 1) - loop.index0 %}
-    {%- if message.role == "user" and message.content is string and not message.content.startswith('<tool>') %}
+    {%- if message.role == "user" and message.content is string and \
+not message.content.startswith('<tool>') %}
         {%- set ns.last = index %}
         {%- break %}
     {%- endif %}
@@ -69,14 +71,17 @@ Be helpful.<|im_end|>
 {%- endif %}
 """),
     "llama-2": ("<s>", "</s>", "</s>", """\
-{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}{% set system = messages[0]['content'] %}\
+{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}\
+{% set system = messages[0]['content'] %}\
 {% else %}{% set rest = messages %}{% set system = false %}{% endif %}\
 {% for message in rest %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}\
 {{ raise_exception('Roles must alternate user/assistant/...') }}{% endif %}\
-{% if loop.index0 == 0 and system != false %}{% set content = '<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' + message['content'] %}\
+{% if loop.index0 == 0 and system != false %}\
+{% set content = '<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' + message['content'] %}\
 {% else %}{% set content = message['content'] %}{% endif %}\
 {% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}\
-{% elif message['role'] == 'assistant' %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"""),
+{% elif message['role'] == 'assistant' %}{{ ' ' + content.strip() + ' ' + eos_token }}\
+{% endif %}{% endfor %}"""),
     "llama-3.2": ("<|begin_of_text|>", "<|eot_id|>", "<|eot_id|>", """\
 {{- bos_token }}
 {%- if not date_string is defined %}
@@ -99,7 +104,8 @@ Be helpful.<|im_end|>
 {{- system_message }}
 {{- "<|eot_id|>" }}
 {%- for message in messages %}
-    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}
+    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'\
++ message['content'] | trim + '<|eot_id|>' }}
 {%- endfor %}
 {%- if add_generation_prompt %}
     {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
@@ -154,7 +160,8 @@ Be helpful.<|im_end|>
 {% endif %}
 {% endfor %}"""),
     "gemma": ("<bos>", "<eos>", "<end_of_turn>", """\
-{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}\
+{{ bos_token }}{% if messages[0]['role'] == 'system' %}\
+{{ raise_exception('System role not supported') }}{% endif %}\
 {% for message in messages %}{% if (message['role'] == 'assistant') %}{% set role = 'model' %}\
 {% else %}{% set role = message['role'] %}{% endif %}\
 {{ '<start_of_turn>' + role + '
@@ -162,9 +169,11 @@ Be helpful.<|im_end|>
 ' }}{% endfor %}{% if add_generation_prompt %}{{'<start_of_turn>model
 '}}{% endif %}"""),
     "phi-3": ("<s>", "<|endoftext|>", "<|end|>", """\
-{% for message in messages %}{% if message['role'] == 'system' %}{{'<|system|>\\n' + message['content'] + '<|end|>\\n'}}\
+{% for message in messages %}{% if message['role'] == 'system' %}\
+{{'<|system|>\\n' + message['content'] + '<|end|>\\n'}}\
 {% elif message['role'] == 'user' %}{{'<|user|>\\n' + message['content'] + '<|end|>\\n'}}\
-{% elif message['role'] == 'assistant' %}{{'<|assistant|>\\n' + message['content'] + '<|end|>\\n'}}{% endif %}{% endfor %}\
+{% elif message['role'] == 'assistant' %}{{'<|assistant|>\\n' + message['content'] + '<|end|>\\n'}}\
+{% endif %}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}"""),
     "generation-tag": (None, "<|im_end|>", "<|im_end|>", """\
 {% for message in messages %}
@@ -192,8 +201,10 @@ def write_tokenizer(folder, bos=None, eos="</s>", template=None, generation=None
     raw = tokenizers.Tokenizer(tokenizers.models.BPE())
     raw.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = tokenizers.decoders.ByteLevel()
-    raw.train_from_iterator([TEXT] * 3, tokenizers.trainers.BpeTrainer(
-        vocab_size=300, special_tokens=SPECIAL, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=SPECIAL, show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    raw.train_from_iterator([TEXT] * 3, trainer)
     if adds_bos:
         raw.post_processor = tokenizers.processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, ID[bos])])
@@ -257,7 +268,8 @@ def test_end_id(family):
 
 def test_end_id_is_looked_for_after_the_assistant(tmp_path):
     """Bug: the first stop id in the conversation is taken, which ends the user's message."""
-    template = "{% for m in messages %}{{ m.content + ('<|end|>' if m.role == 'user' else '<|eot_id|>') }}{% endfor %}"
+    template = ("{% for m in messages %}"
+                "{{ m.content + ('<|end|>' if m.role == 'user' else '<|eot_id|>') }}{% endfor %}")
     stops = {"eos_token_id": [ID["<|end|>"], ID["<|eot_id|>"]]}
     assert Tokenizer.load(write_tokenizer(tmp_path, template=template,
                                           generation=stops)).end_id == ID["<|eot_id|>"]

@@ -294,7 +294,8 @@ def test_summary():
 @pytest.mark.parametrize("bf16", [False, True])
 def test_the_ratio_to_the_trainers_own_log_probs_is_exactly_1(bf16, monkeypatch):
     """Bug: log-probs come from different functions, dtypes, modes or temperatures."""
-    mixed = lambda device: torch.autocast("cpu", torch.bfloat16, enabled=bf16)
+    def mixed(device):
+        return torch.autocast("cpu", torch.bfloat16, enabled=bf16)
     monkeypatch.setattr(rollout, "autocast", mixed)
     signs = Small(0.1, settings()).update()
     assert signs["ratio_min"] == signs["ratio_max"] == 1
@@ -312,7 +313,9 @@ def test_vital_signs_by_hand(fp32):
         r.old[i] -= move * r.mask[i]
     signs, n = s.update(), [r.length(i) for i in range(8)]
     learned = sum(n[:6])  # responses without an advantage are left out
-    k3 = lambda x: math.exp(x) - 1 - x
+
+    def k3(x):
+        return math.exp(x) - 1 - x
     expected = {"ratio_max": math.exp(0.4), "ratio_min": math.exp(-0.7),
                 "clipped_high": sum(n[:2]) / learned, "clipped_low": n[4] / learned,
                 "approx_kl": sum(n[i] * k3(move) for i, move in moves.items()) / learned}
@@ -396,7 +399,7 @@ def test_workers_change_nothing(value, fp32, monkeypatch):
     after, signs = [], []
     for count in (1, 3):
         for module in (scoring, rollout):
-            monkeypatch.setattr(module, "workers", lambda model: count)
+            monkeypatch.setattr(module, "workers", lambda model, count=count: count)
         s = Small(0.1, settings(micro_tokens=3 * ROUND, minibatches=2), torch.linspace(-1, 2, 8),
                   head() if value else None)
         signs.append(s.update())
@@ -596,7 +599,10 @@ def test_whole_run_with_learning_rate_0(flags, tmp_path, capsys, fp32):
 def test_the_sampler_agrees_with_the_trainer(tmp_path, monkeypatch, capsys, fp32):
     """Bug: old log-probs are those of other tokens, another temperature or another policy."""
     save_policy(tmp_path / "policy", vocab_padding=5)
-    odd = lambda trajectory: 1.0 if sum(trajectory.ids) % 2 else -1.0  # so that something moves
+
+    def odd(trajectory):
+        # so that something moves
+        return 1.0 if sum(trajectory.ids) % 2 else -1.0
     monkeypatch.setattr(ppo, "outcome_reward", odd)
     lines = small_run(tmp_path, "--steps", 3, "--lr", 0.01, "--temperature", 0.7, "--beta", 0.1)
     for line in lines:

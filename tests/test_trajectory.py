@@ -319,5 +319,6 @@ def test_compose_ends_each_check_with_the_sentence():
     text = compose(["The answer is 7.", " The answer is 6.\n"],
                    [Verification("It is not correct: the answer is wrong.", False, True),
                     Verification(f"Yes. {VERDICTS[True]}", True, True)])
-    assert text == (f"The answer is 7.\n\n{RECHECK}\n\nIt is not correct: the answer is wrong.\n{VERDICTS[False]}\n\n{RETRY}\n\n"
+    assert text == (f"The answer is 7.\n\n{RECHECK}\n\nIt is not correct: the answer is wrong.\n"
+                    f"{VERDICTS[False]}\n\n{RETRY}\n\n"
                     f"The answer is 6.\n\n{RECHECK}\n\nYes. {VERDICTS[True]}")
