@@ -24,7 +24,6 @@ import time
 from dataclasses import dataclass, replace
 
 import torch
-from tqdm import tqdm
 
 from nanoverify import ppo
 from nanoverify.checkpoint import checkpoint_files
@@ -57,6 +56,7 @@ from nanoverify.support.stage import (
     print_memory,
     print_rl_plan,
     save_result,
+    steps_left,
     test_problems,
     train_problems,
 )
@@ -418,8 +418,7 @@ def main(argv=None):
         state = go_on(folder, this_run, trained, args.allow_changes)
         columns = (state.get("columns") or earlier_evaluations(args)
                    or {"start": report(evaluate(model, tokenizer, held_out, sampling))})
-        bar = tqdm(range(state["step"] + 1, args.steps + 1), desc="RL", initial=state["step"],
-                   total=args.steps)
+        bar = steps_left(state["step"], args.steps, "RL")
         with signals() as caught:
             for step in bar:
                 clock = [time.time()]

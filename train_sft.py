@@ -14,7 +14,6 @@ import time
 from dataclasses import dataclass
 
 import torch
-from tqdm import tqdm
 
 from nanoverify.checkpoint import checkpoint_files, load_model
 from nanoverify.evaluate import evaluate, metrics, report, table
@@ -44,6 +43,7 @@ from nanoverify.support.stage import (
     print_memory,
     print_time,
     save_result,
+    steps_left,
     test_problems,
 )
 from nanoverify.support.state import (
@@ -200,8 +200,7 @@ def main(argv=None):
         state = go_on(folder, this_run, learner, args.allow_changes)
         columns = (state.get("columns") or earlier_evaluations(args)
                    or {"base": report(evaluate(model, tokenizer, problems, greedy))})
-        bar = tqdm(range(state["step"] + 1, steps + 1), desc="SFT", initial=state["step"],
-                   total=steps)
+        bar = steps_left(state["step"], steps, "SFT")
         with signals() as caught:
             for step in bar:
                 began = time.time()

@@ -20,7 +20,7 @@ from nanoverify.support.decoding import Replay, decode, fuse, next_logits
 from nanoverify.support.files import InputError
 from nanoverify.support.kernels import few_kernels, low_dtype
 
-# Tuned for a kind of device: change them and the text stays the same, as far as rounding allows.
+# Tuned for a kind of device: they change speed and memory, not the text, apart from rounding.
 SLOTS = 32  # a cache grows and shrinks by this many tokens
 ROWS = 32  # rows are decoded in multiples of this
 CHECK = {"cpu": 1, "cuda": 16}  # steps between two looks at which rows have ended; the host waits

@@ -1,5 +1,5 @@
-"""One response, watched: the stream is what the sampler gives, and each verdict stands once, behind
-its answer."""
+"""One response, watched: the stream is what the sampler gives, and each verdict is shown once,
+after its answer."""
 import re
 from xml.etree import ElementTree
 
@@ -45,7 +45,7 @@ def test_verdicts_stand_behind_their_answers(gold, first, second):
 
 
 def test_colours():
-    """Bug: a colour runs on behind its text, or marks the wrong kind."""
+    """Bug: a colour continues after its text, or marks the wrong kind."""
     tokenizer, out = byte_tokenizer(), []
     ask.show(tokenizer, Problem("", "?", "", "", None), iter(tokenizer.encode(RESPONSE)),
              out.append, colour=True)

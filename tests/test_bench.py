@@ -73,7 +73,7 @@ def test_take_turns():
 
 def test_table_takes_the_faster_peer():
     """Bug: the ratio is upside down, or the slower peer is chosen to look better; the limit is that
-    of memory alone."""
+    of memory only."""
     runs = {"ours": [(2.0, 10, 4, 6), (1.0, 10, 2, 3), (1.0, 10, 2, 3)],
             "slow": [(9.0, 10, 0, 0)] * 3, "fast": [(4.0, 10, 0, 0)] * 3}
     [row] = bench.table_rows("sample", runs, (10.0, 5.0),
@@ -136,7 +136,7 @@ def test_without_peers(pair, tmp_path, monkeypatch, capsys):
 
 
 def test_trl_takes_one_rollout_and_its_steps(pair):
-    """Bug: the peer samples anew for each optimizer step, or its tokens are not counted."""
+    """Bug: the peer samples again for each optimizer step, or its tokens are not counted."""
     for package in ("trl", "datasets"):
         pytest.importorskip(package)
     folder, *_ = pair

@@ -118,7 +118,7 @@ def test_keep_easy(stage_0):
 
 
 def test_both_styles_go_in(stage_0):
-    """Bug: --styles is ignored, or the first style alone is used."""
+    """Bug: --styles is ignored, or only the first style is used."""
     rows, *_ = stage_0("--styles", "problem-solving", "confirmative", "--verifications", "3")
     assert {row["id"] for row in rows} == {"easy", "hard"}
     rows, *_ = stage_0("--styles", "problem-solving", "confirmative")

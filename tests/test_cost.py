@@ -55,7 +55,7 @@ def test_activations(changes):
 
 
 def test_recompute_keeps_little_and_changes_nothing():
-    """Bug: recomputed layers keep their activations all the same, or give other gradients."""
+    """Bug: recomputed layers still keep their activations, or give other gradients."""
     model, ids = Transformer(config()), torch.arange(2 * 64).view(2, 64)
     gradients, sizes = [], []
     for model.recompute in (False, True):

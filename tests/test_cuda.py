@@ -157,7 +157,7 @@ def rl_setup(policy, device, groups, *flags):
 
 
 def rl_update(s) -> dict:
-    """Score, weigh and update: all of a step behind the sampling. -> vital signs"""
+    """Score, weigh and update: all of a step after the sampling. -> vital signs"""
     train_rl.score(s.rollout, s.model, s.reference, s.value_head, s.settings)
     train_rl.weigh(s.rollout, s.rules, random.Random(0))
     return train_rl.update(s.model, s.value_head, s.optimizer, s.rollout, s.settings,
@@ -258,7 +258,7 @@ def test_a_saved_model_is_the_loaded_one(policy, tmp_path):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_stream_is_that_of_a_cpu(temperature, policy):
-    """Bug: a single response, watched while it comes, works on the CPU alone."""
+    """Bug: a single response, watched while it comes, works only on the CPU."""
     tokenizer = Tokenizer.load(policy)
 
     def stream(device):
@@ -341,7 +341,7 @@ def small(policy, tmp_path, monkeypatch):
 
 
 def test_stage_1_runs(small):
-    """Bug: SFT, or going on with it, works on the CPU alone."""
+    """Bug: SFT, or resuming it, works only on the CPU."""
     response = f"The answer is 2.\n\n{RECHECK}\n\n{VERDICTS[True]}"
     write_jsonl("data.jsonl", [{"id": str(i), "question": f"1 + {i}?", "answer": "2",
                                 "response": response} for i in range(4)])
@@ -356,7 +356,7 @@ def test_stage_1_runs(small):
 @pytest.mark.parametrize("flags", [["--reward", "both", "--beta", "0.1"], ["--advantage", "gae"],
                                    ["--reward", "outcome", "--offline", "4"]], ids=str)
 def test_stage_2_runs(flags, small):
-    """Bug: RL, or going on with it, works on the CPU alone."""
+    """Bug: RL, or resuming it, works only on the CPU."""
     small += ["--prompts", "2", "--samples", "2", "--count", "4", "--out", "rl",
               "--micro-tokens", "64", "--minibatches", "2", *flags]
     train_rl.main([*small, "--steps", "1"])
@@ -366,7 +366,7 @@ def test_stage_2_runs(flags, small):
 
 
 def test_stage_0_runs(small, monkeypatch):
-    """Bug: answering or verifying works on the CPU alone."""
+    """Bug: answering or verifying works only on the CPU."""
     respond, verify, asked = build_data.respond, build_data.verify, []
 
     def answers(model, tokenizer, problems, *rest):
@@ -390,7 +390,7 @@ def test_stage_0_runs(small, monkeypatch):
 
 
 def test_evaluation_and_one_question_run(small, capsys):
-    """Bug: the programs beside the path work on the CPU alone."""
+    """Bug: the programs beside the path work only on the CPU."""
     evaluate.main([*small, "--json"])
     assert json.loads(capsys.readouterr().out)
     ask.main([*small[:-2], "1 + 1?"])
@@ -479,7 +479,7 @@ def test_gradients_of_packed_attention(policy, monkeypatch):
         assert (ours - plain).norm() / plain.norm() < 0.02
 
 
-pretended_only = pytest.mark.skipif(REAL, reason="seen on a pretended GPU alone")
+pretended_only = pytest.mark.skipif(REAL, reason="seen only on a pretended GPU")
 
 
 @pretended_only
@@ -522,14 +522,14 @@ def decoding_job(policy, looks):
 
 
 def sft_job(policy, parts, *flags):
-    """Stage 1's step with so many micro-batches."""
+    """Stage 1's step with this many micro-batches."""
     rows = [(PROMPTS[0], PROMPTS[2], [1] * 4, i) for i in range(parts)]
     s = sft_setup(policy, GPU, rows, *flags)
     return lambda: sft_update(s)
 
 
 def rl_job(policy, parts, *flags):
-    """Stage 2's step with so many micro-batches."""
+    """Stage 2's step with this many micro-batches."""
     groups = [[made("++"), made("--")]] * (parts // 2)
     s = rl_setup(policy, GPU, groups, "--minibatches", "1", "--micro-tokens", "1", *flags)
     return lambda: rl_update(s)
@@ -543,7 +543,7 @@ JOBS = {"decoding": (decoding_job, [], GENERATE, LOOK),
 
 
 def check(name, policy, number=4):
-    """Do it, with so many looks or micro-batches, and compare how often the host waited."""
+    """Do it, with this many looks or micro-batches, and compare how often the host waited."""
     job, flags, once, each = JOBS[name]
     with pretended_cuda.pretended_cuda() as device:
         work = job(policy, number, *flags)
@@ -673,7 +673,7 @@ def a_look_at_each_row(plant):
 
 @fault(TEXTS, TEXTS)
 def lengths_replaced(plant):
-    """Nonsense: the graph goes on writing over the same slot."""
+    """Nonsense: the graph keeps writing over the same slot."""
     def make(real):
         def advance(self):
             self.lengths = self.lengths.clone()
@@ -812,7 +812,7 @@ def returns_on_the_cpu(plant):
 
 @fault("resumed", MIXED)
 def moments_restored_on_the_cpu(plant):
-    """A run that goes on fails at its first step."""
+    """A resumed run fails at its first step."""
     def make(real):
         def restore(tensors, model, optimizer, *rest):
             real(tensors, model, optimizer, *rest)

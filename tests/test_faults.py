@@ -140,7 +140,7 @@ def change(name, **fields):
 
 
 def header(edit):
-    """The header of model.safetensors, a dict, goes through `edit`; the data behind it stays."""
+    """The header of model.safetensors, a dict, goes through `edit`; the data after it stays."""
     def damage(folder):
         whole = (folder / "model.safetensors").read_bytes()
         size = struct.unpack("<Q", whole[:8])[0]
@@ -311,7 +311,7 @@ def test_checkpoints(number, policy, elsewhere, capsys, monkeypatch):
                (build_data.main, ["--out", "new"]), (train_rl.main, ["--out", "new"]),
                (evaluate.main, ["--responses", "new"])]
     if named == "evaluation.json":
-        scripts = scripts[:1]  # the only other reader, train_rl, reads it likewise
+        scripts = scripts[:1]  # the only other reader, train_rl, reads it in the same way
     for main, more in scripts if number % 5 == 0 else [scripts[number % len(scripts)], scripts[0]]:
         assert named in refusal(main, ["--model", "policy", *SMALL, *more], capsys)
         assert left_behind(elsewhere) == before

@@ -331,16 +331,16 @@ def test_output_folder(elsewhere):
 
 
 def test_output_folder_of_a_run_with_state(elsewhere):
-    """Bug: an interrupted run's state is thrown away, silently begun anew, or not found again; a
-    finished run cannot go on."""
+    """Bug: an interrupted run's state is thrown away, silently begun again, or not found again; a
+    finished run cannot continue."""
     with pytest.raises(ValueError), output_folder("out") as folder:
         (folder / "state" / "00000001").mkdir(parents=True)
         raise ValueError
     with pytest.raises(
         InputError,
-        match="out.part: exists; --resume goes on with it, --overwrite"), output_folder("out"):
+        match="out.part: exists; --resume continues it, --overwrite"), output_folder("out"):
         pass
-    for words in ("first", "second"):  # the second goes on with the finished one
+    for words in ("first", "second"):  # the second continues the finished one
         with output_folder("out", resume=True) as folder:
             assert (folder / "state").is_dir()
             assert (folder / "first").exists() == (words == "second")
@@ -348,7 +348,7 @@ def test_output_folder_of_a_run_with_state(elsewhere):
             write_json(folder / "arguments.json", {})
     assert left_behind(elsewhere) == ["00000001", "arguments.json", "first", "out", "second",
                                       "state"]
-    with output_folder("new", resume=True) as folder:  # nothing to go on with: a new run
+    with output_folder("new", resume=True) as folder:  # nothing to continue: a new run
         write_json(folder / "arguments.json", {})
     with output_folder("out", overwrite=True) as folder:
         write_json(folder / "arguments.json", {})

@@ -77,7 +77,7 @@ def test_right_padding_needs_no_mask(pair):
 
 def test_left_padded_batch(pair):
     """Bug: padding is attended to, shifts the positions, or makes NaN; each row must also equal
-    itself alone."""
+    only itself."""
     ours, theirs = pair
     lengths = [11, 4, 1]
     ids, mask = random_ids(3, 11), torch.tensor([[0] * (11 - n) + [1] * n for n in lengths])

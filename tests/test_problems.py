@@ -22,7 +22,7 @@ def test_accepts_compares_with_the_gold_answer():
 
 def test_accepts_by_rule():
     """Bug: an expression is compared with one gold text, so that other right ones are wrong; a
-    number is left out, used twice or invented; the value alone, or the right side of an equation,
+    number is left out, used twice or invented; only the value, or the right side of an equation,
     is believed."""
     problem = Problem("1", "Make 19 from 3, 5 and 8.", "19", "countdown", 1, (3, 5, 8))
     for right in ("3 * 8 - 5", "8 * 3 - 5", "(8)*3-5", "3 * 8 - 5 = 19", "3 \\times 8 - 5",
@@ -178,7 +178,7 @@ def test_story_and_question(tmp_path):
 
 
 def test_several_boxes(tmp_path):
-    """Bug: of two roots in two boxes only the last is the gold answer, and whoever gives both
+    """Bug: of two roots in two boxes only the last is the gold answer, and an answer with both
     is wrong."""
     answers = {
         "So $x = \\boxed{2}$ or $x = \\boxed{\\frac{1}{3}}$.": "2, \\frac{1}{3}",

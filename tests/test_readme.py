@@ -48,7 +48,8 @@ def help_of(name: str, capsys) -> str:
 
 
 def test_there_are_commands():
-    """Bug: the blocks are not found, and everything below passes for want of anything to check."""
+    """Bug: the blocks are not found, and everything below passes because there is nothing to
+    check."""
     assert {"build_data", "train_sft", "train_rl"} <= set(OURS)
     modules = ("ask", "report", "evaluate", "pretrain", "study", "findings", "study.figures",
                "bench", "bench.kill", "export")
@@ -73,7 +74,7 @@ def test_flags_in_the_text_exist(capsys):
 
 
 def test_quick_start_comes_first():
-    """Bug: the three commands move down behind results or explanations."""
+    """Bug: the three commands move down after results or explanations."""
     before = README.split("correction.svg)")[1].split("python train_rl.py")[0]
     assert len(before.split()) <= 80
     assert "python build_data.py" in before and "python train_sft.py" in before
@@ -124,7 +125,7 @@ def test_links_exist():
 
 
 def test_the_grader_does_what_the_readme_says():
-    """Bug: the three lines of Python fail, or give something else than stands beside them."""
+    """Bug: the three lines of Python fail, or give something else than the comments say."""
     importing, *lines = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1].splitlines()
     names = {}
     exec(importing, names)
@@ -133,7 +134,7 @@ def test_the_grader_does_what_the_readme_says():
 
 
 def test_tables_are_those_of_the_study():
-    """Bug: what stands between these two comments was typed, or is from an earlier study."""
+    """Bug: what is between these two comments was typed, or is from an earlier study."""
     for block in re.findall(r"<!-- findings -->\n(.*?)<!-- end -->", TEXT, re.DOTALL):
         known = findings.tables(read_table(ROOT / "results" / "study.csv")).splitlines()
         assert [line for line in block.splitlines() if line.startswith("| ")

@@ -185,7 +185,7 @@ def test_labels(form, expected):
 
 
 def test_attempts_and_accuracies(tmp_path):
-    """Bug: attempts are of another level or stage; the same evaluation stands there twice, or
+    """Bug: attempts are of another level or stage; the same evaluation is there twice, or
     another one takes its place."""
     rows = [row("s- vn s- vn s+ vy", level=10), row("s+ vy", level=10), row("s+ vy", level=2)]
     assert "<td>composed" not in a_run(

@@ -135,7 +135,7 @@ def test_cached_logits_equal_the_full_forward(poisoned):
 
 @torch.no_grad()
 def test_cache_follows_the_longest_row(poisoned, monkeypatch):
-    """Bug: tokens are lost or shifted when the cache grows behind its slots or shrinks after a long
+    """Bug: tokens are lost or shifted when the cache grows beyond its slots or shrinks after a long
     row has left; fresh slots or rows are not zeroed; rows that left are carried along."""
     monkeypatch.setattr("nanoverify.sampler.ROWS", 1)
     model, cache = tiny_model(context=4 * SLOTS), None
@@ -182,7 +182,7 @@ def plain_texts():
 
 
 @pytest.mark.parametrize("slots, idle", [(4, 1), (4, 2), (SLOTS, 32), ("fixed", 1), ("fixed", 4)])
-# on a GPU ended rows are looked for only every so many steps
+# on a GPU ended rows are looked for only every few steps
 @pytest.mark.parametrize("count, check", [(1, 1), (3, 1), (1, 4)])
 @pytest.mark.parametrize("samples, batch_size",
                          [(1, 100), (1, 16), (1, 7), (1, 5), (1, 4), (1, 3), (1, 2), (1, 1),
@@ -293,7 +293,7 @@ def test_autocast(count, monkeypatch):
 
 
 def test_stop_and_truncation():
-    """Bug: the stop id is dropped, something is written behind it, or a cut response counts as
+    """Bug: the stop id is dropped, something is written after it, or a cut response counts as
     finished."""
     samples = [s for row in generate(tiny_model(), PROMPTS,
                                      Sampling(12, samples=30, stop_ids={3, 17}, vocab_size=61,

@@ -99,7 +99,7 @@ def test_chunks_change_nothing(rows, monkeypatch):
 
 
 def test_kl_divergence():
-    """Bug: KL(base || policy) instead of KL(policy || base), the sampled ids alone, or NaN from
+    """Bug: KL(base || policy) instead of KL(policy || base), only the sampled ids, or NaN from
     vocabulary padding."""
     hidden, weight, _ = inputs()
     base_hidden, base_weight, _ = (x.detach() for x in inputs(seed=1))
@@ -134,7 +134,7 @@ def test_join_by_hand(monkeypatch):
 
 @torch.no_grad()
 def test_joined_sequences_do_not_see_each_other():
-    """Bug: a sequence sees the one before it, its positions go on from there, or bf16 on a CPU
+    """Bug: a sequence sees the one before it, its positions continue from there, or bf16 on a CPU
     takes another path."""
     model, sequences = tiny_model(vocab_size=V), [p + r for p, r in ROWS]
     ids, lengths = torch.tensor([sum(sequences, [])]), [len(sequence) for sequence in sequences]
@@ -147,8 +147,8 @@ def test_joined_sequences_do_not_see_each_other():
 
 
 def test_micro_batches():
-    """Bug: a response is lost or repeated, the tokens exceed the budget, one long response alone is
-    dropped, or one worker gets more than the other."""
+    """Bug: a response is lost or repeated, the tokens exceed the budget, one long response by
+    itself is dropped, or one worker gets more than the other."""
     rng = random.Random(0)
     for budget in (1, 50, 100, 1000, 10 ** 6):
         for count in (1, 2, 3):

@@ -1,4 +1,4 @@
-"""Nothing is lost: states are whole or not used, a run that goes on equals one never stopped,
+"""Nothing is lost: states are whole or not used, a resumed run equals one never stopped,
 faults leave the state before intact."""
 import builtins
 import errno
@@ -161,7 +161,7 @@ class Disk:
 
 def each_fault(monkeypatch, number, save, check):
     """save() again and again, its 1st, 2nd, ... change of the disk failing, until one passes
-    without a fault; check() behind each. -> what failed"""
+    without a fault; check() after each. -> what failed"""
     failed = []
     while True:
         with monkeypatch.context() as patch:
@@ -356,7 +356,7 @@ def test_resume_of_rl_equals_one_run(policy, elsewhere, flags, monkeypatch, caps
 
 
 def test_rl_goes_on_to_more_steps(policy, elsewhere):
-    """Bug: a finished run cannot go on, or its learning rate is not that of the new number of
+    """Bug: a finished run cannot continue, or its learning rate is not that of the new number of
     steps."""
     run_rl(policy, "out", "--steps", "2", "--lr", "1")
     run_rl(policy, "out", "--steps", "8", "--lr", "1", "--resume")
@@ -472,8 +472,8 @@ def test_pretrain_asks_before_it_replaces(capsys):
 
 
 def test_other_runs_are_refused(policy, data, capsys):
-    """Bug: a run goes on with other flags or other data as if nothing were; --allow-changes has no
-    effect; an output is overwritten."""
+    """Bug: a run continues with other flags or other data as if nothing were; --allow-changes has
+    no effect; an output is overwritten."""
     run_sft(policy, "out", "--steps", "2")
 
     def again(*flags):
@@ -577,7 +577,7 @@ def test_parts_of_other_items(tmp_path, capsys):
 
 
 def test_build_data_goes_on(monkeypatch):
-    """Bug: stage 0 starts anew after an interruption, or its result then differs."""
+    """Bug: stage 0 starts again after an interruption, or its result then differs."""
     monkeypatch.setattr(build_data, "PART", 4)
     flags = ["--device", "cpu", "--count", "12", "--samples", "2", "--max-new-tokens", "60"]
     build_data.main([*flags, "--out", "whole"])
@@ -598,7 +598,7 @@ def test_build_data_goes_on(monkeypatch):
 
 
 def test_kill_and_resume(tmp_path):
-    """Bug: a run killed with -9 cannot go on, or ends elsewhere. (The long form: python -m
+    """Bug: a run killed with -9 cannot continue, or ends elsewhere. (The long form: python -m
     nanoverify.bench.kill)"""
     kill.finish(kill.start("build_data", tmp_path), "build_data")
     kill.finish(kill.start("train_sft", tmp_path), "train_sft")
@@ -675,7 +675,7 @@ def windows(monkeypatch):
 
 def test_states_on_windows(tmp_path, windows):
     """Bug: the first save ends the run, for a folder or a handle for reading is synced; or an
-    earlier part stands in the way."""
+    earlier part is in the way."""
     for step in (1, 2, 3):
         write(tmp_path / "state", step, keep=1)
     write(tmp_path / "state", 3, keep=1)
@@ -687,7 +687,7 @@ def test_states_on_windows(tmp_path, windows):
 
 
 def test_a_whole_run_on_windows(policy, data, windows):
-    """Bug: an output folder cannot replace the one before it, or a run cannot go on."""
+    """Bug: an output folder cannot replace the one before it, or a run cannot continue."""
     flags = ["--epochs", "1", "--overwrite"]
     run_sft(policy, "a", *flags)
     run_sft(policy, "a", *flags)

@@ -123,7 +123,7 @@ def test_arms_run_what_they_say(monkeypatch, tmp_path):
 
 def test_stage(monkeypatch, tmp_path):
     """Bug: a finished stage is run again, one made with other flags is taken, or an interrupted one
-    starts anew."""
+    starts again."""
     ran = []
     monkeypatch.setattr(study.subprocess, "run",
                         lambda command, check: (ran.append(command[1:]),

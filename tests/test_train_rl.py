@@ -557,7 +557,7 @@ def test_offline_learns_from_the_pool(tmp_path, monkeypatch, stub):
 
 
 def test_offline_without_questions_is_refused(tmp_path, monkeypatch, stub):
-    """Bug: where no question is kept, the run goes on online."""
+    """Bug: where no question is kept, the run continues online."""
     monkeypatch.setattr(train_rl, "offline_pool", lambda *rest: [])
     with pytest.raises(InputError, match="only 0 training questions"):
         small_run(tmp_path, "--steps", 1, "--offline", 4)

@@ -129,7 +129,7 @@ def test_spans_begin_with_the_phrase(tokenizer):
 
 
 def test_crossing_token_belongs_to_where_it_begins():
-    """Bug: a token such as '.\\n\\n' goes to the phrase behind it, so that the solution's full stop
+    """Bug: a token such as '.\\n\\n' goes to the phrase after it, so that the solution's full stop
     is trained with the verification."""
     tokenizer = byte_tokenizer([(".", "Ċ"), (".Ċ", "Ċ")])
     text = f"The answer is 6.\n\n{RECHECK}\n\nAs it is. Therefore, the answer is correct."
@@ -184,7 +184,7 @@ def test_spans_of_any_ids(tokenizer):
 
 
 def test_ids_are_not_encoded_again():
-    """Bug: spans are found by encoding the text anew; sampled ids need not be the ones the
+    """Bug: spans are found by encoding the text again; sampled ids need not be the ones the
     tokenizer would choose."""
     tokenizer = byte_tokenizer(CROSSING)
     text = three_attempts()
@@ -247,7 +247,7 @@ def test_loss_mask_follows_the_spans(tokenizer):
     ("s+", True, False),
     ("s+ vn", True, False),  # rejects and stops
     ("s+ v?", True, False),
-    ("s+ vy s+ vy", True, False),  # accepts and goes on
+    ("s+ vy s+ vy", True, False),  # accepts and continues
     ("s- v? s+ vy", True, False),
     ("s- vn s+", True, False),
     ("s- s+ vy", True, False),

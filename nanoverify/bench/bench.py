@@ -417,6 +417,16 @@ def flags(argv):
     return args
 
 
+def stage_flags(args):
+    """The flags of train_sft.py and train_rl.py that do the same."""
+    training = ["--model", args.model, "--device", args.device, "--seed", str(args.seed),
+                "--batch-size", str(args.batch_size), "--max-new-tokens", str(args.max_new_tokens),
+                "--micro-tokens", str(train_rl.PPO.micro_tokens)]
+    sft_args = train_sft.flags([*training, "--data", args.data])
+    rl_args = train_rl.flags([*training, "--prompts", str(args.prompts // 2), "--lr", "0"])
+    return sft_args, rl_args
+
+
 def main(argv=None):
     args = flags(argv)
     parts = [part for part in args.parts if part != "sample-large" or args.large]
@@ -435,11 +445,7 @@ def main(argv=None):
                 "transformers, bf16": load_peer(folder, args.device, torch.bfloat16)}
 
     # 1. the work
-    training = ["--model", args.model, "--device", args.device, "--seed", str(args.seed),
-                "--batch-size", str(args.batch_size), "--max-new-tokens", str(args.max_new_tokens),
-                "--micro-tokens", str(train_rl.PPO.micro_tokens)]
-    sft_args = train_sft.flags([*training, "--data", args.data])
-    rl_args = train_rl.flags([*training, "--prompts", str(args.prompts // 2), "--lr", "0"])
+    sft_args, rl_args = stage_flags(args)
     rows = sft_rows(sft_args, model, tokenizer) if "sft" in parts else []
     puzzles = make_puzzles("test", max(args.prompts, 64), seed=0)
     questions = [SOLVE_PROMPT.format(question=problem.question) for problem in puzzles]

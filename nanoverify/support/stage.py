@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from nanoverify.checkpoint import load_config, load_model, save_model
 from nanoverify.problems import SOLVE_PROMPT, Problem, read_problems, split_of
@@ -299,6 +300,11 @@ def train_problems(args, count: int) -> list[Problem]:
                          "training, chosen by hash; give --test-questions, then all are trained on")
     say_overlap([problem.question for problem in problems], held_out)
     return fitting(args, random.Random(args.seed).sample(problems, min(count, len(problems))))
+
+
+def steps_left(done: int, last: int, label: str) -> tqdm:
+    """Steps done + 1 to `last`, as a progress bar."""
+    return tqdm(range(done + 1, last + 1), desc=label, initial=done, total=last)
 
 
 def batch_of(items: list, size: int, step: int, seed: int) -> list:

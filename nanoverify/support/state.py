@@ -238,7 +238,7 @@ def refuse_changes(saved: dict, now: dict, allowed: bool):
                for key in keys if saved.get(key) != now.get(key)]
     if changes and not allowed:
         raise InputError(f"--resume: not the same run: {'; '.join(changes)} "
-                         "(--allow-changes continues all the same)")
+                         "(--allow-changes continues anyway)")
 
 
 @contextlib.contextmanager
