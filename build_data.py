@@ -7,8 +7,8 @@
 
 (Numbers as in the README's method; 4 is in train_sft.py, 5 to 7 are in train_rl.py.)
 
-Differs from the paper: the policy writes the verifications itself (the paper asks a larger model;
---verifier-model does so, too), and of the easy questions --keep-easy keeps a random part.
+Differs from the paper: the policy writes the verifications itself. The paper asks a larger model,
+as --verifier-model does. Of the easy questions --keep-easy keeps a random part.
 
     python build_data.py                             # built-in puzzles and policy -> out/data
     python build_data.py --model DIR --questions gsm8k_train.jsonl    # your model, real questions

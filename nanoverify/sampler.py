@@ -139,7 +139,7 @@ class KVCache:
     def resize(self, rows: int):
         """Only the first `rows` rows count from now on.
 
-        A few idle rows after them are computed as well, so that there are few different shapes: a
+        A few idle rows after them are computed as well, so that there are few different shapes. A
         CPU compiles its bf16 products for each shape, and a GPU records each.
         """
         if self.fixed:

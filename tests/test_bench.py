@@ -9,6 +9,7 @@ from test_sampler import save_policy, tiny_model
 from nanoverify.bench import bench, cuda
 from nanoverify.checkpoint import load_model
 from nanoverify.model import Transformer
+from nanoverify.sampler import Sampling
 from nanoverify.support.files import InputError
 from nanoverify.tokenizer import Tokenizer
 
@@ -140,7 +141,7 @@ def test_trl_takes_one_rollout_and_its_steps(pair):
     for package in ("trl", "datasets"):
         pytest.importorskip(package)
     folder, *_ = pair
-    args = bench.train_rl.flags(["--model", folder, "--device", "cpu", "--max-new-tokens", "4",
-                                 "--prompts", "4"])
-    seconds, tokens, *_ = bench.trl_step(bench.make_puzzles("train", 4, 0), args, False, 0)
+    problems = bench.make_puzzles("train", 4, 0)
+    drawing = Sampling(4, samples=8)
+    seconds, tokens, *_ = bench.trl_step(problems, folder, "cpu", drawing, 4, False, 0)
     assert seconds > 0 and 32 <= tokens <= 4 * 32

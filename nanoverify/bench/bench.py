@@ -167,6 +167,14 @@ def load_peer(folder, device, dtype=torch.float32):
     return peer
 
 
+def peers_of(folder, device) -> dict:
+    """transformers' model in two precisions; none if it is not installed."""
+    if importlib.util.find_spec("transformers") is None:
+        return {}
+    return {"transformers, fp32": load_peer(folder, device, torch.float32),
+            "transformers, bf16": load_peer(folder, device, torch.bfloat16)}
+
+
 @torch.inference_mode()
 def peer_responses(peer, tokenizer, prompts, own: Sampling) -> list[list[int]]:
     """ids up to and including the end token, samples of one prompt side by side."""
@@ -259,24 +267,25 @@ def sampling(model, tokenizer, peers, prompts, own: Sampling) -> dict:
     return {"ours": ours, **works}
 
 
-def sft(model, tokenizer, peer, rows, args) -> dict:
-    batches = [batch_of(rows, args.batch, step + 1, args.seed) for step in range(SFT_STEPS)]
+def sft(model, tokenizer, peer, rows: list, seed: int) -> dict:
+    device, size = model.lm_head.weight.device, train_sft.flags([]).batch
+    batches = [batch_of(rows, size, step, seed) for step in range(1, SFT_STEPS + 1)]
     every = [row for batch in batches for row in batch]
     lengths = [len(prompt) + len(ids) for prompt, ids, *_ in every]
     learned = sum(sum(mask) for _, _, mask, _ in every)
     operations = training_operations(model.config, lengths, learned)
-    settings = train_sft.SFT(args.micro_tokens)
+    settings = train_sft.SFT(train_rl.PPO.micro_tokens)
 
     def steps(trained, backward):
         optimizer = torch.optim.AdamW(trained.parameters(), lr=0.0, betas=(0.9, 0.99),
                                       weight_decay=0.0, fused=True)
 
         def work(_):
-            began = now(args.device)
+            began = now(device)
             for batch in batches:
                 backward(batch)
                 clipped_step(trained, optimizer, "sft")
-            return now(args.device) - began, sum(lengths), 0, operations
+            return now(device) - began, sum(lengths), 0, operations
         return work
 
     def ours(batch):
@@ -285,45 +294,46 @@ def sft(model, tokenizer, peer, rows, args) -> dict:
     def theirs(precision):
         def backward(batch):
             with precision():
-                loss = peer_loss(peer, batch, args.device)
+                loss = peer_loss(peer, batch, device)
             loss.backward()
         return backward
     works = {"ours": steps(model, ours)}
     if peer is not None:
-        bf16 = functools.partial(autocast, args.device)
+        bf16 = functools.partial(autocast, device)
         works["transformers, bf16 autocast"] = steps(peer, theirs(bf16))
         works["transformers, fp32"] = steps(peer, theirs(contextlib.nullcontext))
     return works
 
 
-def sft_rows(args, model, tokenizer) -> list:
-    longest = min(args.max_length, model.config.max_position_embeddings)
-    return train_sft.read_rows(args.data, tokenizer, longest, None)[0]
+def rl(model, tokenizer, prompts: int, own: Sampling, trl_model: str | None) -> dict:
+    """A step on `prompts` questions. trl_model: folder of the model that TRL trains (None: no TRL).
 
-
-def rl(model, tokenizer, trl: bool, args) -> dict:
-    problems = make_puzzles("train", args.prompts, args.seed)
-    settings = train_rl.PPO(tokenizer.vocab_size, minibatches=args.minibatches,
-                            micro_tokens=args.micro_tokens)
-    drawing = Sampling(args.max_new_tokens, args.temperature, args.samples,
-                       batch_size=args.batch_size)
+    own: the responses' longest length, batch size and seed; the rest are train_rl.py's defaults.
+    """
+    device, defaults = model.lm_head.weight.device, train_rl.flags([])
+    problems = make_puzzles("train", prompts, own.seed)
+    drawing = replace(own, temperature=defaults.temperature, samples=defaults.samples,
+                      seed=own.seed * 1_000_003)
+    settings = train_rl.PPO(tokenizer.vocab_size, minibatches=defaults.minibatches)
 
     def ours(number):  # as in train_rl.main
-        _, optimizer = train_rl.learner(model, gae=False, lr=args.lr)
-        began = now(args.device)
-        own = replace(drawing, seed=args.seed * 1_000_003 + number)
-        rollout = train_rl.sample(model, tokenizer, problems, own, False)
+        _, optimizer = train_rl.learner(model, gae=False, lr=0.0)
+        began = now(device)
+        this = replace(drawing, seed=drawing.seed + number)
+        rollout = train_rl.sample(model, tokenizer, problems, this, False)
         train_rl.weigh(rollout, train_rl.Rules(), random.Random(number))
         train_rl.update(model, None, optimizer, rollout, settings, random.Random(number), "rl")
-        return now(args.device) - began, int(rollout.mask.sum()), 0, 0
+        return now(device) - began, int(rollout.mask.sum()), 0, 0
     works = {"ours": ours}
-    if trl:
-        works["TRL, bf16"] = functools.partial(trl_step, problems, args, True)
-        works["TRL, fp32"] = functools.partial(trl_step, problems, args, False)
+    if trl_model:
+        for name, bf16 in (("TRL, bf16", True), ("TRL, fp32", False)):
+            works[name] = functools.partial(trl_step, problems, trl_model, device, drawing,
+                                            settings.minibatches, bf16)
     return works
 
 
-def trl_step(problems, args, bf16: bool, seed: int):
+def trl_step(problems, folder: str, device, drawing: Sampling, minibatches: int, bf16: bool,
+             seed: int):
     from datasets import Dataset
     from transformers import PrinterCallback, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -333,25 +343,25 @@ def trl_step(problems, args, bf16: bool, seed: int):
         lengths.extend(map(len, completion_ids))
         return outcome_rewards(completions, **others)
     tick = TrainerCallback()
-    tick.on_step_begin = tick.on_step_end = lambda *_, **__: clock.append(now(args.device))
-    rows = len(problems) * args.samples // args.minibatches  # responses of one optimizer step
+    tick.on_step_begin = tick.on_step_end = lambda *_, **__: clock.append(now(device))
+    rows = len(problems) * drawing.samples // minibatches  # responses of one optimizer step
     parts = rows // math.gcd(rows, TRL_ROWS)
     questions = Dataset.from_list([question_row(problem) for problem in problems])
     with tempfile.TemporaryDirectory() as out:
         config = GRPOConfig(
-            out, max_steps=args.minibatches, per_device_train_batch_size=rows // parts,
-            gradient_accumulation_steps=parts, steps_per_generation=args.minibatches * parts,
-            num_generations=args.samples, num_iterations=1, beta=0.0, learning_rate=0.0,
-            max_completion_length=args.max_new_tokens, temperature=args.temperature, bf16=bf16,
-            seed=seed, gradient_checkpointing=False, report_to=[], save_strategy="no",
-            use_cpu=torch.device(args.device).type == "cpu", logging_strategy="no",
+            out, max_steps=minibatches, per_device_train_batch_size=rows // parts,
+            gradient_accumulation_steps=parts, steps_per_generation=minibatches * parts,
+            num_generations=drawing.samples, num_iterations=1, beta=0.0, learning_rate=0.0,
+            max_completion_length=drawing.max_new_tokens, temperature=drawing.temperature,
+            bf16=bf16, seed=seed, gradient_checkpointing=False, report_to=[], save_strategy="no",
+            use_cpu=torch.device(device).type == "cpu", logging_strategy="no",
             disable_tqdm=True)
-        trainer = GRPOTrainer(load_peer(args.model, args.device), reward_funcs=reward, args=config,
+        trainer = GRPOTrainer(load_peer(folder, device), reward_funcs=reward, args=config,
                               callbacks=[tick], train_dataset=questions)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     # one rollout and its optimizer steps
-    assert len(clock) == 2 * args.minibatches and len(lengths) == len(problems) * args.samples
+    assert len(clock) == 2 * minibatches and len(lengths) == len(problems) * drawing.samples
     return clock[-1] - clock[0], sum(lengths), 0, 0
 
 
@@ -417,16 +427,6 @@ def flags(argv):
     return args
 
 
-def stage_flags(args):
-    """The flags of train_sft.py and train_rl.py that do the same."""
-    training = ["--model", args.model, "--device", args.device, "--seed", str(args.seed),
-                "--batch-size", str(args.batch_size), "--max-new-tokens", str(args.max_new_tokens),
-                "--micro-tokens", str(train_rl.PPO.micro_tokens)]
-    sft_args = train_sft.flags([*training, "--data", args.data])
-    rl_args = train_rl.flags([*training, "--prompts", str(args.prompts // 2), "--lr", "0"])
-    return sft_args, rl_args
-
-
 def main(argv=None):
     args = flags(argv)
     parts = [part for part in args.parts if part != "sample-large" or args.large]
@@ -438,26 +438,22 @@ def main(argv=None):
     transformers = installed("transformers", "test")
     trl = "rl" in parts and installed("trl", "handover") and transformers
 
-    def peers_of(folder):
-        if not transformers:
-            return {}
-        return {"transformers, fp32": load_peer(folder, args.device, torch.float32),
-                "transformers, bf16": load_peer(folder, args.device, torch.bfloat16)}
-
     # 1. the work
-    sft_args, rl_args = stage_flags(args)
-    rows = sft_rows(sft_args, model, tokenizer) if "sft" in parts else []
+    rows = []
+    if "sft" in parts:
+        longest = min(train_sft.flags([]).max_length, model.config.max_position_embeddings)
+        rows, _ = train_sft.read_rows(args.data, tokenizer, longest, None)
     puzzles = make_puzzles("test", max(args.prompts, 64), seed=0)
     questions = [SOLVE_PROMPT.format(question=problem.question) for problem in puzzles]
     prompts = [tokenizer.prompt(question) for question in questions[: args.prompts]]
     own = Sampling(args.max_new_tokens, samples=8, batch_size=args.batch_size)
-    cases = {"sample": (model, tokenizer, peers_of(args.model), prompts, own)}
+    cases = {"sample": (model, tokenizer, peers_of(args.model, args.device), prompts, own)}
     if "sample-large" in parts:
         large_model, large = load_model(args.large, args.device), Tokenizer.load(args.large)
         ids = large.encode(" ".join(questions))
         prompts = [ids[64 * i: 64 * (i + 1)] for i in range(args.prompts // 8)]
         own = replace(own, samples=4, max_new_tokens=min(args.max_new_tokens, 128))
-        cases["sample-large"] = (large_model, large, peers_of(args.large), prompts, own)
+        cases["sample-large"] = (large_model, large, peers_of(args.large, args.device), prompts, own)
 
     # 2. both must compute the same
     if transformers:
@@ -477,9 +473,12 @@ def main(argv=None):
             works, units = sampling(*cases[part]), speed
         elif part == "sft":
             peer = cases["sample"][2].get("transformers, fp32")
-            works, units = sft(model, tokenizer, peer, rows, sft_args), speed
+            works, units = sft(model, tokenizer, peer, rows, args.seed), speed
         elif part == "rl":
-            works, units = rl(model, tokenizer, trl, rl_args), STEP_UNITS
+            own = Sampling(args.max_new_tokens, seed=args.seed, batch_size=args.batch_size)
+            trl_model = args.model if trl else None
+            works = rl(model, tokenizer, args.prompts // 2, own, trl_model)
+            units = STEP_UNITS
         else:
             continue
         table += table_rows(part, take_turns(works, args.repeat), limits, units)

@@ -1,7 +1,7 @@
 """One step of decoding, tuned: `Transformer.hidden` for a single token, in few operations.
 
 In small models and small batches the number of operations decides the time. On a GPU a step is
-recorded once as a CUDA graph and then repeated without the host (`Replay`), so it must work on the
+recorded once as a CUDA graph and then repeated without the host (`Replay`). So it must work on the
 same memory each time. Letters as in model.py.
 """
 from collections.abc import Callable
