@@ -453,7 +453,8 @@ def main(argv=None):
         ids = large.encode(" ".join(questions))
         prompts = [ids[64 * i: 64 * (i + 1)] for i in range(args.prompts // 8)]
         own = replace(own, samples=4, max_new_tokens=min(args.max_new_tokens, 128))
-        cases["sample-large"] = (large_model, large, peers_of(args.large, args.device), prompts, own)
+        peers = peers_of(args.large, args.device)
+        cases["sample-large"] = (large_model, large, peers, prompts, own)
 
     # 2. both must compute the same
     if transformers:

@@ -100,7 +100,7 @@ def main(argv=None):
             process = start(stage, folder, *flags)
             alive = kill_somewhere(process, part, rng, seconds[stage], in_save)
             states = sorted(path.name for path in part.glob("state/*")) if part.exists() else []
-            if alive:
+            if not (folder / f"killed{number}").exists():  # killed at its very end, it has finished
                 finish(start(stage, folder, *flags, "--resume"), f"resumed {stage}")
             same = result(folder / f"killed{number}") == wanted[stage]
             different += not same
