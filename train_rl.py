@@ -353,18 +353,18 @@ def summary(rollout: Rollout, beta: float) -> dict:
     """What is logged of a rollout, apart from `metrics`."""
     tokens = rollout.mask.sum()
     groups = rollout.by_question(rollout.outcomes)
-    found = {"reward": share(rollout.outcomes),
-             "groups_without_spread": share(len(set(group)) == 1 for group in groups),
-             "kl_to_reference": (rollout.kl.sum() / tokens).item() if beta else None,
-             # an unbiased estimate, since the tokens were drawn with these log-probs
-             "entropy": -(rollout.old.sum() / tokens).item(),
-             "advantage_abs": (rollout.raw.abs().sum() / tokens).item(),
-             "longest": rollout.mask.shape[1], "tokens": int(tokens)}
+    logged = {"reward": share(rollout.outcomes),
+              "groups_without_spread": share(len(set(group)) == 1 for group in groups),
+              "kl_to_reference": (rollout.kl.sum() / tokens).item() if beta else None,
+              # an unbiased estimate, since the tokens were drawn with these log-probs
+              "entropy": -(rollout.old.sum() / tokens).item(),
+              "advantage_abs": (rollout.raw.abs().sum() / tokens).item(),
+              "longest": rollout.mask.shape[1], "tokens": int(tokens)}
     if rollout.returns:
         values, returns = (of_actions(numbers, range(len(rollout)))
                            for numbers in (rollout.values, rollout.returns))
-        found["explained_variance"] = ppo.explained_variance(values, returns)
-    return found
+        logged["explained_variance"] = ppo.explained_variance(values, returns)
+    return logged
 
 
 def log_line(step: int, rollout: Rollout, beta: float, signs: dict, lr: float, clock: list) -> dict:

@@ -172,12 +172,12 @@ def go_on(folder: Path, run: dict, learner: Learner, allow_changes: bool) -> dic
     The tensors are back in place, and metrics.jsonl ends where it did when the state was saved.
     run: what must be the same as then (`identity`).
     """
-    found = load_state(folder / "state")
-    if not found:
+    saved = load_state(folder / "state")
+    if not saved:
         with writing(folder / "metrics.jsonl"):
             (folder / "metrics.jsonl").write_bytes(b"")
         return {"step": 0}
-    tensors, state = found
+    tensors, state = saved
     print(f"resuming after step {state['step']}")
     refuse_changes(state["run"], run, allow_changes)
     log = folder / "metrics.jsonl"
