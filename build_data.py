@@ -1,21 +1,29 @@
 """Stage 0: from a policy and questions to trial-and-error trajectories.
 
-    sample K answers -> grade by rule -> difficulty -> verify by model, keep what the rule confirms -> compose
+    1. answer    K samples for each question; the rule marks them, the share of wrong ones is the
+                 question's difficulty, and the difficulty says how many attempts are chosen
+    2. verify    a model verifies the chosen attempts; what the rule confirms is kept
+    3. compose   attempts and verifications become one text: wrong attempts first, a right one last
 
-Differs from the paper: the policy itself writes the verifications (or --verifier-model; the paper asks a larger model),
-and easy questions are thinned by --keep-easy only.
+(Numbers as in the README's method; 4 is in train_sft.py, 5 to 7 are in train_rl.py.)
 
-    python build_data.py                                             # built-in puzzles and policy -> out/data
-    python build_data.py --model DIR --questions gsm8k_train.jsonl   # a real checkpoint, real questions
+Differs from the paper: the policy writes the verifications itself. The paper asks a larger model,
+as --verifier-model does. Of the easy questions --keep-easy keeps a random part.
+
+    python build_data.py                             # built-in puzzles and policy -> out/data
+    python build_data.py --model DIR --questions gsm8k_train.jsonl    # your model, real questions
 """
-import collections
 import random
 import shutil
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nanoverify.answers import extract
 from nanoverify.checkpoint import checkpoint_files, load_model
 from nanoverify.evaluate import respond, share
+from nanoverify.problems import Problem
+from nanoverify.sampler import Sampling
 from nanoverify.support.files import InputError, output_folder, run, write_json, write_jsonl
 from nanoverify.support.stage import (
     add_model_flags,
@@ -32,6 +40,7 @@ from nanoverify.support.stage import (
 from nanoverify.support.state import identity, parts, same_run
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.trajectory import (
+    Trajectory,
     as_row,
     attempts_for,
     choose_attempts,
@@ -43,8 +52,9 @@ from nanoverify.trajectory import (
 )
 from nanoverify.verifier import VERIFY_PROMPTS, Verification, agreement, verify
 
-MEASURED = 500  # answers on which a style is measured that does not go into the trajectories
-PART = 1000  # questions between two saves
+MEASURED = 500  # verifications that measure a style which is not in --styles
+PART = 1000  # questions between two saves; each part has a seed of its own
+SEEDS = 1_000_003  # between the first seeds of answers and of styles
 
 
 def flags(argv):
@@ -53,24 +63,202 @@ def flags(argv):
     add_model_flags(parser)
     add_question_flags(parser)
     group = parser.add_argument_group("stage 0")
-    group.add_argument("--count", type=positive, default=4000, help="questions (default: %(default)s)")
-    group.add_argument("--samples", type=int, default=8, metavar="K", help="answers per question; paper: 5 (default: %(default)s)")
-    group.add_argument("--temperature", type=float, default=1.0, help="of answers; paper: 0.7 (default: %(default)s)")
-    group.add_argument("--verify-temperature", type=float, default=0.5, help="of verifications; 0 is greedy (default: %(default)s)")
-    group.add_argument("--verifier-model", metavar="DIR", help="model that writes the verifications (default: --model)")
-    group.add_argument("--verifications", type=positive, default=1, help="tries per answer and style (default: %(default)s)")
-    group.add_argument("--styles", nargs="+", choices=tuple(VERIFY_PROMPTS), default=["confirmative"],
-                       help="styles that go into the trajectories; all are measured (default: %(default)s)")
-    group.add_argument("--attempts", type=int, default=4, metavar="N", help="of the longest trajectories, for the hardest questions (default: %(default)s)")
-    group.add_argument("--keep-easy", type=float, default=0.1, help="share kept of questions never answered wrong; paper's code: 0.24 (default: %(default)s)")
+    add = group.add_argument
+    add("--count", type=positive, default=4000, help="questions (default: %(default)s)")
+    add("--samples", type=int, default=8, metavar="K",
+        help="answers per question; paper: 5 (default: %(default)s)")
+    add("--temperature", type=float, default=1.0,
+        help="of answers; paper: 0.7 (default: %(default)s)")
+    add("--verify-temperature", type=float, default=0.5,
+        help="of verifications; 0 is greedy (default: %(default)s)")
+    add("--verifier-model", metavar="DIR",
+        help="model that writes the verifications (default: --model)")
+    add("--verifications", type=positive, default=1,
+        help="tries per answer and style (default: %(default)s)")
+    add("--styles", nargs="+", choices=tuple(VERIFY_PROMPTS), default=["confirmative"],
+        help="styles that go into the trajectories; all are measured (default: %(default)s)")
+    add("--attempts", type=int, default=4, metavar="N",
+        help="of the longest trajectories, for the hardest questions (default: %(default)s)")
+    add("--keep-easy", type=float, default=0.1,
+        help="share kept of questions never answered wrong; paper's code: 0.24 "
+             "(default: %(default)s)")
     args = parser.parse_args(argv)
     if args.samples < 2:
-        raise InputError(f"--samples {args.samples}: difficulty needs at least 2 answers per question")
+        raise InputError(f"--samples {args.samples}: "
+                         "difficulty needs at least 2 answers per question")
     if args.attempts < 2:
         raise InputError(f"--attempts {args.attempts}: a correction needs at least 2")
     if args.temperature <= 0:
-        raise InputError(f"--temperature {args.temperature}: must be above 0, or all answers are the same")
+        raise InputError(f"--temperature {args.temperature}: "
+                         "must be above 0, or all answers are the same")
     return args
+
+
+@dataclass
+class Attempt:
+    """One solution, and what was written about it."""
+    text: str
+    right: bool
+    checks: list[Verification] = field(default_factory=list)  # those that the rule confirms
+
+
+@dataclass
+class Draft:
+    """A trajectory in the making."""
+    problem: Problem
+    difficulty: float  # share of wrong answers among the samples
+    attempts: list[Attempt]  # wrong ones first, a right one last
+
+
+# ---- 1. answer and choose ----------------------------------------------------------------------
+
+def answer(folder: Path, model, tokenizer, problems: list[Problem],
+           sampling: Sampling) -> list[list[Trajectory]]:
+    """Answers to each question, marked by the rule. Finished parts are kept in `folder`."""
+    def work(number, part):
+        own = replace(sampling, seed=sampling.seed + number)
+        rows = respond(model, tokenizer, part, own, "answer")
+        return [[(t.ids, t.finished) for t in row] for row in rows]
+
+    rows = parts(folder, "answers", problems, PART, work)
+    return [[parse(problem, ids, finished, tokenizer) for ids, finished in row]
+            for problem, row in zip(problems, rows)]
+
+
+def choose(answers: list[list[Trajectory]], longest: int, keep_easy: float, rng,
+           dropped: Counter) -> list[Draft]:
+    """The attempts of each trajectory, from one answer up to `longest` by difficulty."""
+    drafts = []
+    for row in answers:
+        difficulty = share(not t.solves[-1].right for t in row)
+        whole = [t for t in row if t.finished and len(t.actions) == 1 and t.actions[0].answer]
+        solves = [t.actions[0] for t in whole]
+        texts = choose_attempts([solve.text for solve in solves], [solve.right for solve in solves],
+                                attempts_for(difficulty, longest), rng)
+        if not texts:
+            dropped["no right answer among the samples"] += 1
+        elif difficulty == 0 and rng.random() > keep_easy:
+            dropped["easy, thinned by --keep-easy"] += 1
+        else:
+            last = len(texts) - 1
+            attempts = [Attempt(text, right=(j == last)) for j, text in enumerate(texts)]
+            drafts.append(Draft(row[0].problem, difficulty, attempts))
+    return drafts
+
+
+# ---- 2. verify ---------------------------------------------------------------------------------
+
+def claims_of(drafts: list[Draft], misfit) -> list[tuple[str, Attempt]]:
+    """(question, attempt) to verify. misfit(question, answer): why a prompt is too long, or ''.
+
+    A sampled answer can be far longer than the gold one; such an attempt is not verified.
+    """
+    pairs = [(draft.problem.question, attempt) for draft in drafts for attempt in draft.attempts]
+    return [(question, attempt) for question, attempt in pairs
+            if not misfit(question, extract(attempt.text))]
+
+
+def verify_in_style(folder: Path, judge, tokenizer, claims, style: str,
+                    sampling: Sampling) -> list[list[Verification]]:
+    """Verifications of each claim. Finished parts are kept in `folder`."""
+    def work(number, part):
+        own = replace(sampling, seed=sampling.seed + number)
+        rows = verify(judge, tokenizer, part, style, own, style)
+        return [[(v.text, v.verdict, v.finished) for v in row] for row in rows]
+
+    pairs = [(question, extract(attempt.text)) for question, attempt in claims]
+    rows = parts(folder, style, pairs, 4 * PART, work)
+    return [[Verification(*v) for v in row] for row in rows]
+
+
+def verify_all(folder: Path, judge, tokenizer, claims, styles: list[str],
+               sampling: Sampling) -> dict[str, dict]:
+    """Verify in every style, and keep what the rule confirms of `styles`. -> agreement by style."""
+    agreements = {}
+    for number, style in enumerate(VERIFY_PROMPTS, 1):
+        wanted = style in styles
+        asked = claims if wanted else claims[:MEASURED]
+        own = replace(sampling, seed=sampling.seed + number * SEEDS)
+        rows = verify_in_style(folder, judge, tokenizer, asked, style, own)
+        verdicts = []
+        for (_, attempt), row in zip(asked, rows):
+            verdicts += [(v.verdict, attempt.right) for v in row]
+            if wanted:
+                attempt.checks += [v for v in row if usable(v, attempt.right)]
+        agreements[style] = agreement(verdicts)
+    return agreements
+
+
+# ---- 3. compose --------------------------------------------------------------------------------
+
+def compose_rows(drafts: list[Draft], tokenizer, rng, dropped: Counter) -> list[dict]:
+    """Lines of trajectories.jsonl, in random order."""
+    rows = []
+    for draft in drafts:
+        attempts = [attempt for attempt in draft.attempts if attempt.checks]
+        if not draft.attempts[-1].checks:
+            dropped["no verification of the right answer was kept"] += 1
+            continue
+        unchecked = len(draft.attempts) - len(attempts)
+        dropped["wrong attempts without a kept verification"] += unchecked
+        text = compose([attempt.text for attempt in attempts],
+                       [rng.choice(attempt.checks) for attempt in attempts])
+        ids = tokenizer.encode(text) + [tokenizer.end_id]
+        trajectory = parse(draft.problem, ids, True, tokenizer)
+        if not well_formed(trajectory):
+            dropped["not well-formed after composing"] += 1
+            continue
+        rows.append({**trained_row(trajectory, tokenizer), "difficulty": draft.difficulty})
+    rng.shuffle(rows)
+    return rows
+
+
+def trained_row(trajectory: Trajectory, tokenizer) -> dict:
+    """`as_row`, and for each action whether SFT learns it."""
+    row, mask = as_row(trajectory, tokenizer), loss_mask(trajectory)
+    for action in row["actions"]:
+        action["trained"] = bool(mask[action["start"]])
+    return row
+
+
+# ---- save and report ---------------------------------------------------------------------------
+
+def statistics_of(answers: list[list[Trajectory]], rows: list[dict], agreements: dict,
+                  dropped: Counter) -> dict:
+    """The content of statistics.json."""
+    wrong = Counter(sum(not t.solves[-1].right for t in row) for row in answers)
+    solves = [[action for action in row["actions"] if action["kind"] == "solve"] for row in rows]
+    attempts = Counter(map(len, solves))
+    return {
+        "questions": len(answers),
+        "trajectories": len(rows),
+        "first_accuracy": share(t.solves[-1].right for row in answers for t in row),
+        "wrong_answers_histogram": {w: wrong[w] for w in range(len(answers[0]) + 1)},
+        "verifier": agreements,
+        "attempts": dict(sorted(attempts.items())),
+        "dropped": dict(dropped),
+    }
+
+
+def print_report(statistics: dict, samples: int):
+    s = statistics
+    print(f"{s['questions']} questions, {samples} answers each, "
+          f"{100 * s['first_accuracy']:.1f}% right")
+    wrong = s["wrong_answers_histogram"].items()
+    print("difficulty    " + "  ".join(f"{w} wrong: {n}" for w, n in wrong))
+    for style, values in s["verifier"].items():
+        shown = {key: "-" if values[key] is None else f"{100 * values[key]:.1f}%"
+                 for key in ("accuracy", "tpr", "tnr")}
+        cells = "  ".join(f"{key} {text}" for key, text in shown.items())
+        print(f"{style:16}  {cells}  of {values['count']} verifications")
+    attempts = "  ".join(f"{k}: {n}" for k, n in s["attempts"].items())
+    print(f"{s['trajectories']} trajectories; attempts: {attempts}")
+    reasons = "; ".join(f"{n} {why}" for why, n in s["dropped"].items() if n)
+    print(f"dropped: {reasons or 'nothing'}")
+
+
+def load_judge(name: str, device: str):
+    return load_model(name, device), Tokenizer.load(name)
 
 
 def main(argv=None):
@@ -78,101 +266,41 @@ def main(argv=None):
     print_memory(args)
     model, tokenizer = load(args)
     problems = train_problems(args, args.count)
-    print(f"{len(problems)} questions x {args.samples} answers; at most {args.attempts} of each are verified, {args.verifications} times in each style")
-    print_time(model, args, tokenizer.vocab_size, len(problems) * (args.samples + args.attempts * args.verifications * len(args.styles)))
-    rng = random.Random(args.seed)
-    read = [*checkpoint_files(args.model), *(checkpoint_files(args.verifier_model) if args.verifier_model else ())]
+    print(f"{len(problems)} questions x {args.samples} answers; at most {args.attempts} of each "
+          f"are verified, {args.verifications} times in each style")
+    checks = args.attempts * args.verifications * len(args.styles)
+    print_time(model, args, tokenizer.vocab_size, len(problems) * (args.samples + checks))
+    answering = Sampling(args.max_new_tokens, args.temperature, args.samples,
+                         seed=3 * args.seed * SEEDS, batch_size=args.batch_size)
+    checking = replace(answering, temperature=args.verify_temperature, samples=args.verifications)
+    files = {*checkpoint_files(args.model), *checkpoint_files(args.verifier_model or args.model)}
+    rng, dropped = random.Random(args.seed), Counter()
     with output_folder(args.out, args.resume, args.overwrite) as folder:
-        same_run(folder / "state", identity(args, *read), args.allow_changes)
-        # 1. answer each question K times; the rule marks them; the share of wrong ones is the difficulty
-        def answer(number, part):
-            rows = respond(model, tokenizer, part, args.samples, args.max_new_tokens, args.temperature, 3 * args.seed * 1_000_003 + number,
-                           args.batch_size, "answer")
-            return [[(t.ids, t.finished) for t in row] for row in rows]
-
-        rows = parts(folder / "state", "answers", problems, PART, answer)
-        answers = [[parse(problem, ids, finished, tokenizer) for ids, finished in row] for problem, row in zip(problems, rows)]
-        dropped = collections.Counter()
-        chosen = {}  # index of the problem -> the solutions of its trajectory
-        for i, row in enumerate(answers):
-            difficulty = share(not t.solves[-1].right for t in row)
-            usable_rows = [t for t in row if t.finished and len(t.actions) == 1 and t.actions[0].answer]
-            solves = choose_attempts([t.actions[0].text for t in usable_rows], [t.actions[0].right for t in usable_rows],
-                                     attempts_for(difficulty, args.attempts), rng)
-            if not solves:
-                dropped["no right answer among the samples"] += 1
-            elif difficulty == 0 and rng.random() > args.keep_easy:
-                dropped["easy, thinned by --keep-easy"] += 1
-            else:
-                chosen[i] = solves
-
-        # 2. a model verifies each distinct answer in every style; kept where the rule agrees
-        judge = load_model(args.verifier_model, args.device) if args.verifier_model else model
-        judge_tokenizer = Tokenizer.load(args.verifier_model) if args.verifier_model else tokenizer
-        misfit = prompt_check(args)  # a sampled answer can be far longer than the gold one
-        claims = [(i, j) for i in chosen for j in range(len(chosen[i]))
-                  if not misfit(problems[i].question, extract(chosen[i][j]))]
-        pairs = [(problems[i].question, extract(chosen[i][j])) for i, j in claims]
-        rights = [j == len(chosen[i]) - 1 for i, j in claims]
-        kept, agreements = collections.defaultdict(list), {}
-        for number, style in enumerate(VERIFY_PROMPTS):
-            def check(part_number, part):
-                rows = verify(judge, judge_tokenizer, part, style, args.verifications, args.max_new_tokens, args.verify_temperature,
-                              (3 * args.seed + number + 1) * 1_000_003 + part_number, args.batch_size, style)
-                return [[(v.text, v.verdict, v.finished) for v in row] for row in rows]
-
-            asked = pairs if style in args.styles else pairs[:MEASURED]
-            written = [[Verification(*v) for v in row] for row in parts(folder / "state", style, asked, 4 * PART, check)]
-            agreements[style] = agreement([(v.verdict, right) for row, right in zip(written, rights) for v in row])
-            for claim, right, row in zip(claims, rights, written):
-                if style in args.styles:
-                    kept[claim] += [v for v in row if usable(v, right)]
-
-        # 3. compose: wrong attempts first, the right one last, each with a verification the rule confirms
-        rows, attempts = [], collections.Counter()
-        for i, solves in chosen.items():
-            if not kept[i, len(solves) - 1]:
-                dropped["no verification of the right answer was kept"] += 1
-                continue
-            usable_attempts = [j for j in range(len(solves)) if kept[i, j]]
-            dropped["wrong attempts without a kept verification"] += len(solves) - len(usable_attempts)
-            text = compose([solves[j] for j in usable_attempts], [rng.choice(kept[i, j]) for j in usable_attempts])
-            trajectory = parse(problems[i], tokenizer.encode(text) + [tokenizer.end_id], True, tokenizer)
-            if not well_formed(trajectory):
-                dropped["not well-formed after composing"] += 1
-                continue
-            attempts[len(usable_attempts)] += 1
-            row = as_row(trajectory, tokenizer)
-            for action, trained in zip(row["actions"], [loss_mask(trajectory)[a.start] for a in trajectory.actions]):
-                action["trained"] = bool(trained)
-            rows.append({**row, "difficulty": share(not t.solves[-1].right for t in answers[i])})
+        state = folder / "state"
+        same_run(state, identity(args, *files), args.allow_changes)
+        # 1. answer each question several times, and choose attempts by its difficulty
+        answers = answer(state, model, tokenizer, problems, answering)
+        drafts = choose(answers, args.attempts, args.keep_easy, rng, dropped)
+        # 2. a model verifies the attempts; the rule says which verifications are kept
+        judge, its_tokenizer = model, tokenizer
+        if args.verifier_model:
+            judge, its_tokenizer = load_judge(args.verifier_model, args.device)
+        claims = claims_of(drafts, prompt_check(args))
+        agreements = verify_all(state, judge, its_tokenizer, claims, args.styles, checking)
+        # 3. compose
+        rows = compose_rows(drafts, tokenizer, rng, dropped)
         if not rows:
-            shutil.rmtree(folder / "state")  # other flags are needed
-            raise InputError(f"no trajectory could be composed: {dict(dropped)}; try more --samples, more --count or another --model")
-        rng.shuffle(rows)
-
-        wrong = collections.Counter(sum(not t.solves[-1].right for t in row) for row in answers)
-        statistics = {
-            "questions": len(problems), "trajectories": len(rows),
-            "first_accuracy": share(t.solves[-1].right for row in answers for t in row),
-            "wrong_answers_histogram": {w: wrong[w] for w in range(args.samples + 1)},
-            "verifier": agreements, "attempts": dict(sorted(attempts.items())), "dropped": dict(dropped)}
+            shutil.rmtree(state)  # other flags are needed
+            raise InputError(f"no trajectory could be composed: {dict(dropped)}; try more "
+                             "--samples, more --count or another --model")
+        statistics = statistics_of(answers, rows, agreements, dropped)
+        samples = (as_row(t, tokenizer) for row in answers for t in row)
         write_jsonl(folder / "trajectories.jsonl", rows)
-        write_jsonl(folder / "samples.jsonl", (as_row(t, tokenizer) for row in answers for t in row))
+        write_jsonl(folder / "samples.jsonl", samples)
         write_json(folder / "statistics.json", statistics)
         write_json(folder / "arguments.json", vars(args))
-    shutil.rmtree(Path(args.out) / "state")  # all of it is in samples.jsonl and trajectories.jsonl now
-    report(args, statistics)
-
-
-def report(args, s):
-    print(f"{s['questions']} questions, {args.samples} answers each, {100 * s['first_accuracy']:.1f}% right")
-    print("difficulty    " + "  ".join(f"{w} wrong: {n}" for w, n in s["wrong_answers_histogram"].items()))
-    for style, a in s["verifier"].items():
-        cells = "  ".join(f"{key} " + ("-" if a[key] is None else f"{100 * a[key]:.1f}%") for key in ("accuracy", "tpr", "tnr"))
-        print(f"{style:16}  {cells}  of {a['count']} verifications")
-    print(f"{s['trajectories']} trajectories; attempts: " + "  ".join(f"{k}: {n}" for k, n in s["attempts"].items()))
-    print("dropped: " + ("; ".join(f"{n} {why}" for why, n in s["dropped"].items() if n) or "nothing"))
+    shutil.rmtree(Path(args.out) / "state")  # the files above hold all of it
+    print_report(statistics, args.samples)
     print(f"-> {args.out}/trajectories.jsonl, samples.jsonl, statistics.json")
 
 

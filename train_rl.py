@@ -21,15 +21,13 @@ root mean square (--plain does without).
 import copy
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from tqdm import tqdm
 
 from nanoverify import ppo
-from nanoverify.checkpoint import checkpoint_files, save_model
+from nanoverify.checkpoint import checkpoint_files
 from nanoverify.evaluate import correction, evaluate, metrics, report, respond, share, table
-from nanoverify.problems import SOLVE_PROMPT
 from nanoverify.rollout import (
     PPO,
     Rollout,
@@ -41,8 +39,9 @@ from nanoverify.rollout import (
     rollout_rows,
     sizes,
 )
+from nanoverify.sampler import Sampling
 from nanoverify.scoring import backward, token_log_probs
-from nanoverify.support.files import InputError, output_folder, run, write_json, write_jsonl
+from nanoverify.support.files import InputError, output_folder, run, write_jsonl
 from nanoverify.support.stage import (
     add_model_flags,
     add_output_flags,
@@ -55,13 +54,22 @@ from nanoverify.support.stage import (
     new_parser,
     positive,
     print_memory,
-    print_time,
-    save_evaluations,
+    print_rl_plan,
+    save_result,
+    steps_left,
     test_problems,
     train_problems,
 )
-from nanoverify.support.state import go_on, identity, save_step, signals, state_bytes
-from nanoverify.trajectory import Trajectory, as_row, in_turn
+from nanoverify.support.state import (
+    Learner,
+    Saving,
+    go_on,
+    identity,
+    save_step,
+    signals,
+    state_bytes,
+)
+from nanoverify.trajectory import Trajectory, in_turn
 
 WARM_UP = 5  # steps
 GAMMA, LAMBDA = 1.0, 0.95  # of GAE, for each action
@@ -77,7 +85,7 @@ def flags(argv):
     group = parser.add_argument_group("rollout")
     add = group.add_argument
     add("--steps", type=positive, default=24,
-        help="rollouts; the learning rate falls to 0 over them, so a run that goes on with other "
+        help="rollouts; the learning rate falls to 0 over them, so a run resumed with other "
              "--steps takes the rates of the new number (default: %(default)s)")
     add("--prompts", type=positive, default=32, metavar="P",
         help="questions per step; paper: 64 (default: %(default)s)")
@@ -134,24 +142,23 @@ def solved(trajectory: Trajectory) -> bool:
     return ppo.outcome_reward(trajectory) > 0
 
 
-def sometimes_solved(model, tokenizer, problems, args) -> list:
-    """The questions that the model neither always nor never solves, of --filter samples each."""
-    rows = respond(model, tokenizer, problems, args.filter, args.max_new_tokens, args.temperature,
-                   args.seed, args.batch_size, "filter")
+def sometimes_solved(model, tokenizer, problems, sampling: Sampling) -> list:
+    """The questions that the model neither always nor never solves."""
+    rows = respond(model, tokenizer, problems, sampling, "filter")
     kept = [problem for problem, row in zip(problems, rows) if 0 < share(map(solved, row)) < 1]
     print(f"{len(kept)} of {len(rows)} questions are sometimes solved and sometimes not")
     return kept
 
 
-def offline_pool(model, tokenizer, problems, args) -> list[list[tuple[Trajectory, list[float]]]]:
+def offline_pool(model, tokenizer, problems, sampling: Sampling,
+                 reward: str) -> list[list[tuple[Trajectory, list[float]]]]:
     """(response, advantage of each action), a row for each question: the paper's offline variant.
 
     Kept are questions of which 10 to 70% of the samples are right, and responses whose actions are
     in turn. The baseline of an action is the mean at the same position over questions of like
     accuracy, in bins of 0.1.
     """
-    rows = respond(model, tokenizer, problems, args.samples, args.max_new_tokens, args.temperature,
-                   args.seed, args.batch_size, "offline")
+    rows = respond(model, tokenizer, problems, sampling, "offline")
     low, high = OFFLINE_ACCURACY
     kept, bins = [], []
     for row in rows:
@@ -162,37 +169,35 @@ def offline_pool(model, tokenizer, problems, args) -> list[list[tuple[Trajectory
             bins += [10 * right // len(row)] * len(usable)
     pool = [t for row in kept for t in row]
     values = ppo.combine([ppo.outcome_reward(t) for t in pool],
-                         [ppo.action_rewards(t) for t in pool], args.reward)
+                         [ppo.action_rewards(t) for t in pool], reward)
     keys = [[(bin, i) for i in range(len(row))] for bin, row in zip(bins, values)]
     advantages = iter(ppo.centred(values, keys))
-    print(f"{len(kept)} of {len(rows)} questions and {len(pool)} of {len(rows) * args.samples} "
+    print(f"{len(kept)} of {len(rows)} questions and {len(pool)} of {len(rows) * sampling.samples} "
           "responses are kept")
     return [[(t, next(advantages)) for t in row] for row in kept]
 
 
-def questions(model, tokenizer, held_out: int, args) -> list:
-    """What the steps draw from: training questions or, offline, rows of the pool."""
-    drawn = train_problems(args, args.count)
-    print_plan(model, tokenizer, drawn, held_out, args)
-    if args.filter:
-        drawn = sometimes_solved(model, tokenizer, drawn, args)
-    if args.offline:
-        drawn = offline_pool(model, tokenizer, drawn[:args.offline], args)
-    if len(drawn) < args.prompts:
-        raise InputError(f"--prompts {args.prompts}: only {len(drawn)} training questions")
-    return drawn
+def prepared(model, tokenizer, problems, sampling: Sampling, tries: int, offline: int | None,
+             reward: str) -> list:
+    """What the steps draw from: training questions or, offline, rows of the pool.
+
+    tries: answers to each question, for --filter (0: no filter). offline: questions of the pool.
+    """
+    if tries:
+        tried = replace(sampling, samples=tries)
+        problems = sometimes_solved(model, tokenizer, problems, tried)
+    if offline:
+        return offline_pool(model, tokenizer, problems[:offline], sampling, reward)
+    return problems
 
 
-def sample(model, tokenizer, asked, step: int, args) -> Rollout:
+def sample(model, tokenizer, asked, sampling: Sampling, offline: bool) -> Rollout:
     """The rollout of a step. asked: questions or, offline, rows of the pool."""
-    if args.offline:
+    if offline:
         rollout = rollout_of([[t for t, _ in row] for row in asked], tokenizer)
         rollout.known = [advantages for row in asked for _, advantages in row]
         return rollout
-    seed = args.seed * 1_000_003 + step
-    groups = respond(model, tokenizer, asked, args.samples, args.max_new_tokens, args.temperature,
-                     seed, args.batch_size)
-    return rollout_of(groups, tokenizer)
+    return rollout_of(respond(model, tokenizer, asked, sampling), tokenizer)
 
 
 # ---- 6. advantages -----------------------------------------------------------------------------
@@ -245,7 +250,7 @@ def group_advantages(rollout: Rollout, reward: str) -> ppo.Rows:
 
 
 def shuffle_rewards(rollout: Rollout, rng):
-    """Deal the outcomes out anew to the responses, and the process rewards to the actions."""
+    """Permute the outcomes among the responses, and the process rewards among the actions."""
     rollout.outcomes = rng.sample(rollout.outcomes, len(rollout.outcomes))
     pool = [reward for row in rollout.process for reward in row]
     rng.shuffle(pool)
@@ -297,10 +302,10 @@ def optimizer_step(model, value_head, optimizer, rollout, rows: list[int], setti
         if value_head:
             # detached: the head reads the states and does not shape them
             values = value_head(action_states(hidden.detach(), rollout, part))[:, 0]
-            before, returns = (of_actions(numbers, part).to(values.device, non_blocking=True)
-                               for numbers in (rollout.values, rollout.returns))
-            wrong = ppo.value_loss(values, before, returns, VALUE_CLIP) / actions
-            loss, signs["value_loss"] = loss + VALUE_WEIGHT * wrong, wrong.detach()
+            expected, returns = (of_actions(numbers, part).to(values.device, non_blocking=True)
+                                 for numbers in (rollout.values, rollout.returns))
+            error = ppo.value_loss(values, expected, returns, VALUE_CLIP) / actions
+            loss, signs["value_loss"] = loss + VALUE_WEIGHT * error, error.detach()
         return loss, signs
 
     parameters = [*model.parameters(), *(value_head.parameters() if value_head else ())]
@@ -324,18 +329,19 @@ def of_actions(numbers: ppo.Rows, rows):
     return torch.tensor([number for i in rows for number in numbers[i]])
 
 
-def learning_rate(step: int, args) -> float:
-    """Warm-up, then linear to 0: the last of `steps` has 1 / steps of --lr."""
-    return args.lr * min(step / WARM_UP, 1 - (step - 1) / args.steps)
+def learning_rate(step: int, steps: int, highest: float) -> float:
+    """Warm-up, then linear to 0: the last step has 1 / steps of the highest rate."""
+    return highest * min(step / WARM_UP, 1 - (step - 1) / steps)
 
 
 # ---- the run -----------------------------------------------------------------------------------
 
-def learner(model, args):
+def learner(model, gae: bool, lr: float):
     """The value head of --advantage gae, or None, and the optimizer of both."""
-    value_head, groups = None, [{"params": model.parameters(), "lr": args.lr}]
-    if args.advantage == "gae":
-        value_head = torch.nn.Linear(model.config.hidden_size, 1).to(args.device)
+    value_head, groups = None, [{"params": model.parameters(), "lr": lr}]
+    if gae:
+        head = torch.nn.Linear(model.config.hidden_size, 1)
+        value_head = head.to(model.lm_head.weight.device)
         torch.nn.init.zeros_(value_head.weight)
         torch.nn.init.zeros_(value_head.bias)
         groups.append({"params": value_head.parameters(), "lr": VALUE_LR})
@@ -343,39 +349,32 @@ def learner(model, args):
     return value_head, optimizer
 
 
-def print_plan(model, tokenizer, problems, held_out: int, args):
-    """How long it will take, and what a step is."""
-    prompts = [tokenizer.prompt(SOLVE_PROMPT.format(question=problem.question))
-               for problem in problems[:100]]
-    prompt = share(map(len, prompts)) or 0  # mean length
-    responses = args.steps * args.prompts * args.samples
-    # a forward pass is a third of a pass with its gradient
-    scored = (args.beta > 0) * (2 if args.offline else 1) + (args.advantage == "gae")
-    passes = args.epochs + scored / 3
-    sampled = min(args.offline, len(problems)) * args.samples if args.offline else responses
-    print_time(model, args, tokenizer.vocab_size, sampled + args.filter * len(problems) + held_out,
-               args.max_new_tokens + round(prompt), responses * passes * prompt, responses * passes)
-    print(f"{args.prompts} questions x {args.samples} samples = {args.prompts * args.samples} "
-          f"responses per step{', at most' if args.offline else ''}, "
-          f"{args.minibatches * args.epochs} optimizer steps each, {args.steps} steps")
-
-
 def summary(rollout: Rollout, beta: float) -> dict:
     """What is logged of a rollout, apart from `metrics`."""
     tokens = rollout.mask.sum()
     groups = rollout.by_question(rollout.outcomes)
-    found = {"reward": share(rollout.outcomes),
-             "groups_without_spread": share(len(set(group)) == 1 for group in groups),
-             "kl_to_reference": (rollout.kl.sum() / tokens).item() if beta else None,
-             # an unbiased estimate, since the tokens were drawn with these log-probs
-             "entropy": -(rollout.old.sum() / tokens).item(),
-             "advantage_abs": (rollout.raw.abs().sum() / tokens).item(),
-             "longest": rollout.mask.shape[1], "tokens": int(tokens)}
+    logged = {"reward": share(rollout.outcomes),
+              "groups_without_spread": share(len(set(group)) == 1 for group in groups),
+              "kl_to_reference": (rollout.kl.sum() / tokens).item() if beta else None,
+              # an unbiased estimate, since the tokens were drawn with these log-probs
+              "entropy": -(rollout.old.sum() / tokens).item(),
+              "advantage_abs": (rollout.raw.abs().sum() / tokens).item(),
+              "longest": rollout.mask.shape[1], "tokens": int(tokens)}
     if rollout.returns:
         values, returns = (of_actions(numbers, range(len(rollout)))
                            for numbers in (rollout.values, rollout.returns))
-        found["explained_variance"] = ppo.explained_variance(values, returns)
-    return found
+        logged["explained_variance"] = ppo.explained_variance(values, returns)
+    return logged
+
+
+def log_line(step: int, rollout: Rollout, beta: float, signs: dict, lr: float, clock: list) -> dict:
+    """The line of metrics.jsonl. clock: times at the start, after sampling, scoring, updating."""
+    line = {"step": step, **summary(rollout, beta), **metrics(rollout.trajectories), **signs,
+            "lr": lr,
+            "seconds_rollout": clock[1] - clock[0],
+            "seconds_score": clock[2] - clock[1],
+            "seconds_update": clock[3] - clock[2]}
+    return line
 
 
 def shown(line: dict) -> dict:
@@ -398,57 +397,58 @@ def main(argv=None):
     rules = Rules(args.reward, args.advantage == "gae", args.beta, args.plain, args.shuffle_rewards)
     print_memory(args, frozen=int(args.beta > 0))
     model, tokenizer = load(args)
-    settings = PPO(tokenizer.vocab_size, args.temperature, args.epochs, args.minibatches, args.clip,
-                   args.micro_tokens)
+    sampling = Sampling(args.max_new_tokens, args.temperature, args.samples, args.seed,
+                        args.batch_size)
+    settings = PPO(tokenizer.vocab_size, args.temperature, args.epochs, args.minibatches,
+                   args.clip, args.micro_tokens)
     reference = copy.deepcopy(model).requires_grad_(False) if args.beta else None
     held_out = test_problems(args)
-    drawn = questions(model, tokenizer, len(held_out), args)
-    value_head, optimizer = learner(model, args)
+    pool = train_problems(args, args.count)
+    print_rl_plan(model, tokenizer, pool, len(held_out), args)
+    pool = prepared(model, tokenizer, pool, sampling, args.filter, args.offline, args.reward)
+    if len(pool) < args.prompts:
+        raise InputError(f"--prompts {args.prompts}: only {len(pool)} training questions")
+    value_head, optimizer = learner(model, rules.gae, args.lr)
+    trained = Learner(model, optimizer, value_head)
+    saving = Saving(args.steps, args.save_every, args.keep)
     this_run = identity(args, *checkpoint_files(args.model))
 
     room = state_bytes(model, args.keep)
     with output_folder(args.out, args.resume, args.overwrite, room) as folder:
-        state = go_on(folder, this_run, args, model, optimizer, value_head)
+        state = go_on(folder, this_run, trained, args.allow_changes)
         columns = (state.get("columns") or earlier_evaluations(args)
-                   or {"start": report(evaluate(model, tokenizer, held_out, args))})
-        bar = tqdm(range(state["step"] + 1, args.steps + 1), desc="RL", initial=state["step"],
-                   total=args.steps)
+                   or {"start": report(evaluate(model, tokenizer, held_out, sampling))})
+        bar = steps_left(state["step"], args.steps, "RL")
         with signals() as caught:
             for step in bar:
                 clock = [time.time()]
                 # 5. a rollout, whose actions the rule marks as it is parsed
-                asked = batch_of(drawn, args.prompts, step, args.seed)
-                rollout = sample(model, tokenizer, asked, step, args)
+                asked = batch_of(pool, args.prompts, step, args.seed)
+                own = replace(sampling, seed=args.seed * 1_000_003 + step)
+                rollout = sample(model, tokenizer, asked, own, bool(args.offline))
                 clock.append(time.time())
                 # 6. KL to the reference, values, rewards: how much better than expected?
                 score(rollout, model, reference, value_head, settings)
                 weigh(rollout, rules, random.Random(f"rewards {args.seed} {step}"))
                 clock.append(time.time())
                 # 7. clipped policy gradient
-                optimizer.param_groups[0]["lr"] = learning_rate(step, args)
+                lr = learning_rate(step, args.steps, args.lr)
+                optimizer.param_groups[0]["lr"] = lr
                 signs = update(model, value_head, optimizer, rollout, settings,
                                random.Random(f"minibatches {args.seed} {step}"), f"step {step}")
                 clock.append(time.time())
 
-                line = {"step": step, **summary(rollout, args.beta),
-                        **metrics(rollout.trajectories), **signs,
-                        "lr": optimizer.param_groups[0]["lr"],
-                        "seconds_rollout": clock[1] - clock[0],
-                        "seconds_score": clock[2] - clock[1],
-                        "seconds_update": clock[3] - clock[2]}
+                line = log_line(step, rollout, args.beta, signs, lr, clock)
                 if args.eval_every and step % args.eval_every == 0:
-                    line["eval"] = metrics(evaluate(model, tokenizer, held_out, args))
+                    line["eval"] = metrics(evaluate(model, tokenizer, held_out, sampling))
                 rows = rollout_rows(rollout, args.beta, rules.gae, tokenizer)
                 write_jsonl(folder / "rollouts.jsonl", ({"step": step, **row} for row in rows))
                 bar.set_postfix(shown(line))
-                save_step(folder, line, args.steps, {"run": this_run, "columns": columns}, args,
-                          caught, model, optimizer, value_head)
-        answers = evaluate(model, tokenizer, held_out, args)
+                saved = {"run": this_run, "columns": columns}
+                save_step(folder, line, saved, trained, saving, caught)
+        answers = evaluate(model, tokenizer, held_out, sampling)
         columns["RL"] = report(answers)
-        save_model(model, folder, args.model)
-        save_evaluations(folder, columns, args)
-        write_jsonl(folder / "responses.jsonl", (as_row(t, tokenizer) for t in answers))
-        write_json(folder / "arguments.json", vars(args))
+        save_result(folder, model, tokenizer, answers, columns, args)
     print(table(columns))
     print_example(answers, tokenizer)
     print(f"-> {args.out}")

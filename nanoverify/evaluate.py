@@ -17,25 +17,23 @@ from dataclasses import replace
 
 from nanoverify.problems import SOLVE_PROMPT, Problem, read_problems
 from nanoverify.puzzles import FAMILIES, HELD_OUT, TRAINED, make_puzzles
-from nanoverify.sampler import generate
+from nanoverify.sampler import Sampling, generate
 from nanoverify.support.files import run, write_jsonl
 from nanoverify.support.kernels import autocast
 from nanoverify.trajectory import Trajectory, as_row, parse, well_formed
 from nanoverify.verifier import agreement
 
 
-def respond(model, tokenizer, problems: list[Problem], samples_per_prompt: int,
-            max_new_tokens: int, temperature: float, seed: int = 0, batch_size: int = 512,
+def respond(model, tokenizer, problems: list[Problem], sampling: Sampling,
             progress: str = "") -> list[list[Trajectory]]:
-    """Sample responses to each question and parse them: [problem][sample]. Each keeps the log-probs
-    of its tokens.
+    """Sample responses to each question and parse them: [problem][sample].
+
+    Each keeps the log-probs of its tokens.
     """
     prompts = [tokenizer.prompt(SOLVE_PROMPT.format(question=problem.question))
                for problem in problems]
     with autocast(model.lm_head.weight.device):
-        samples = generate(model, prompts, samples_per_prompt, max_new_tokens, tokenizer.stop_ids,
-                           tokenizer.vocab_size, temperature=temperature, seed=seed,
-                           batch_size=batch_size, progress=progress)
+        samples = generate(model, prompts, sampling.with_tokenizer(tokenizer), progress)
 
     def parsed(problem, sample):
         trajectory = parse(problem, sample.ids, sample.finished, tokenizer)
@@ -156,11 +154,10 @@ def table(columns: dict[str, dict], rows=COLUMNS) -> str:
     return "\n".join(lines)
 
 
-def evaluate(model, tokenizer, problems: list[Problem], args) -> list[Trajectory]:
-    """One greedy response for each question."""
-    rows = respond(model, tokenizer, problems, 1, args.max_new_tokens, 0.0, args.seed,
-                   args.batch_size, "evaluate")
-    return [row[0] for row in rows]
+def evaluate(model, tokenizer, problems: list[Problem], sampling: Sampling) -> list[Trajectory]:
+    """One greedy response for each question; `sampling` says the rest."""
+    greedy = replace(sampling, temperature=0.0, samples=1)
+    return [row[0] for row in respond(model, tokenizer, problems, greedy, "evaluate")]
 
 
 def correction(trajectories: list[Trajectory]) -> Trajectory | None:
@@ -205,8 +202,9 @@ def main(argv=None):
     else:
         problems = make_puzzles(args.split, args.test_count, TEST_DRAW, args.families, fewer=True)
     problems = fitting(args, problems)
-    rows = respond(model, tokenizer, problems, 1, args.max_new_tokens, args.temperature, args.seed,
-                   args.batch_size, "evaluate")
+    sampling = Sampling(args.max_new_tokens, args.temperature, seed=args.seed,
+                        batch_size=args.batch_size)
+    rows = respond(model, tokenizer, problems, sampling, "evaluate")
     trajectories = [t for row in rows for t in row]
     result = report(trajectories)
     if args.responses:

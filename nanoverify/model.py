@@ -1,10 +1,12 @@
 """A decoder-only transformer in the Llama layout, with Hugging Face parameter names.
 
-One file serves Llama 2/3, SmolLM2, Mistral (full attention), Qwen2/2.5 and Qwen3; what differs between them is
-four fields of `Config` (`qkv_bias`, `qk_norm`, `head_dim`, `rope_scaling`), all read from `config.json`.
+One file serves Llama 2/3, SmolLM2, Mistral (full attention), Qwen2/2.5 and Qwen3. They differ in
+four fields of `Config` (`qkv_bias`, `qk_norm`, `head_dim`, `rope_scaling`), all read from
+`config.json`.
 
 Legend of letters, for the whole project:
-    B sequences, T tokens, D width, V vocabulary, H query heads, K key/value heads, G = H / K, E head size, S cache slots
+    B sequences, T tokens, D width, V vocabulary, S cache slots,
+    H query heads, K key/value heads, G = H / K, E head size
 """
 import math
 from dataclasses import dataclass
@@ -52,12 +54,16 @@ class Config:
 
     @classmethod
     def from_dict(cls, raw: dict) -> "Config":
-        """Read the content of a config.json. ValueError: an architecture or a setting that is not supported."""
+        """Read the content of a config.json.
+
+        ValueError: an architecture or a setting that is not supported.
+        """
         by_type = {name.removesuffix("ForCausalLM").lower(): name for name in SUPPORTED}
         names = raw.get("architectures") or [by_type.get(str(raw.get("model_type")))]
         architecture = names[0] if isinstance(names, list) else names
         if not isinstance(architecture, str) or architecture not in SUPPORTED:
-            raise ValueError(f"architecture {architecture!r} is not supported; supported are {', '.join(SUPPORTED)}")
+            raise ValueError(f"architecture {architecture!r} is not supported; "
+                             f"supported are {', '.join(SUPPORTED)}")
         # transformers 5 writes rope_parameters, transformers 4 wrote rope_theta and rope_scaling
         rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
         theta = rope.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0
@@ -68,25 +74,34 @@ class Config:
             "rope_scaling": kind not in ("default", "linear", "llama3"),
             "sliding_window": has_window(raw, architecture, window),
             "mlp_bias": bool(raw.get("mlp_bias")),
-            "attention_bias": bool(raw.get("attention_bias")),  # a fourth bias, on o_proj: no released family of ours has it
+            # a fourth bias, on o_proj: no released model of these families has it
+            "attention_bias": bool(raw.get("attention_bias")),
             "quantization_config": bool(raw.get("quantization_config")),
             "partial_rotary_factor": raw.get("partial_rotary_factor", 1.0) != 1.0,
             "pretraining_tp": raw.get("pretraining_tp", 1) != 1,
         }
         for field in (name for name, bad in refused.items() if bad):
             value = {"rope_scaling": kind, "sliding_window": window}.get(field, raw.get(field))
-            raise ValueError(f"{field}={value!r} is not supported for {architecture}; supported are silu, "
-                             "rope_scaling default/linear/llama3, full attention, no bias on o_proj or MLP, no quantization")
+            raise ValueError(f"{field}={value!r} is not supported for {architecture}; supported "
+                             "are silu, rope_scaling default/linear/llama3, full attention, no "
+                             "bias on o_proj or MLP, no quantization")
         try:
             heads = raw["num_attention_heads"]
             return cls(
-                architecture=architecture, vocab_size=raw["vocab_size"], hidden_size=raw["hidden_size"],
-                intermediate_size=raw["intermediate_size"], num_hidden_layers=raw["num_hidden_layers"],
-                num_attention_heads=heads, num_key_value_heads=raw.get("num_key_value_heads") or heads,
+                architecture=architecture,
+                vocab_size=raw["vocab_size"],
+                hidden_size=raw["hidden_size"],
+                intermediate_size=raw["intermediate_size"],
+                num_hidden_layers=raw["num_hidden_layers"],
+                num_attention_heads=heads,
+                num_key_value_heads=raw.get("num_key_value_heads") or heads,
                 head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
-                max_position_embeddings=raw["max_position_embeddings"], rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
-                rope_theta=float(theta), rope_scaling=None if kind == "default" else {**rope, "rope_type": kind},
-                tie_word_embeddings=raw.get("tie_word_embeddings", False), **SUPPORTED[architecture])
+                max_position_embeddings=raw["max_position_embeddings"],
+                rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
+                rope_theta=float(theta),
+                rope_scaling=None if kind == "default" else {**rope, "rope_type": kind},
+                tie_word_embeddings=raw.get("tie_word_embeddings", False),
+                **SUPPORTED[architecture])
         except KeyError as missing:
             raise ValueError(f"field {missing} is missing")
 
@@ -122,14 +137,18 @@ def normalise(x, weight, eps: float, dtype):
 
 
 def rope_frequencies(config: Config) -> torch.Tensor:
-    """Angle per position for each pair of head dimensions, (E/2,). Su et al. 2021; `llama3` scaling as in Llama 3.1."""
-    frequency = 1 / config.rope_theta ** (torch.arange(0, config.head_dim, 2).float() / config.head_dim)
+    """Angle per position for each pair of head dimensions, (E/2,).
+
+    Su et al. 2021; `llama3` scaling as in Llama 3.1.
+    """
+    exponents = torch.arange(0, config.head_dim, 2).float() / config.head_dim
+    frequency = 1 / config.rope_theta ** exponents
     scaling = config.rope_scaling
     if scaling is None:
         return frequency
     if scaling["rope_type"] == "linear":
         return frequency / scaling["factor"]
-    # llama3: long wavelengths are stretched by `factor`, short ones are kept, those between are blended
+    # llama3: long wavelengths are stretched by `factor`, short ones kept, those between blended
     wavelength = 2 * math.pi / frequency
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     keep = (scaling["original_max_position_embeddings"] / wavelength - low) / (high - low)
@@ -138,7 +157,10 @@ def rope_frequencies(config: Config) -> torch.Tensor:
 
 
 def rotate(x, cos, sin):
-    """Rotary embedding in Hugging Face's half-split order. x (..., heads, E); cos, sin (..., 1, E), as `angles` makes them."""
+    """Rotary embedding in Hugging Face's half-split order.
+
+    x (..., heads, E); cos, sin (..., 1, E), as `angles` makes them.
+    """
     a, b = x.chunk(2, dim=-1)
     return torch.addcmul(x * cos, torch.cat((b, a), -1), sin)
 
@@ -149,7 +171,10 @@ def rotate_in_fp32(x, cos, sin):
 
 
 def angles(positions, frequencies):
-    """cos and sin for `rotate`: positions (...), frequencies (E/2,) -> (..., 1, E) each; the first half of sin is negated."""
+    """cos and sin for `rotate`: positions (...), frequencies (E/2,) -> (..., 1, E) each.
+
+    The first half of sin is negated.
+    """
     angle = positions[..., None, None] * frequencies
     cos, sin = angle.cos(), angle.sin()
     return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
@@ -159,12 +184,17 @@ def causal_attention(q, k, v):
     """q (B, H, T, E), k and v (B, K, T, E) -> (B, H, T, E)."""
     if q.dtype == torch.bfloat16 and q.device.type == "cpu":
         return chunked_attention(q, k, v)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
 
 
 def masked_attention(q, k, v, mask):
-    """mask (B, 1, T, S): False or -inf where a token may not look. q (B, H, T, E), k and v (B, K, S, E) -> (B, H, T, E)."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+    """q (B, H, T, E), k and v (B, K, S, E) -> (B, H, T, E).
+
+    mask (B, 1, T, S): False or -inf where a token may not look.
+    """
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
 
 
 def packed_attention(q, k, v, lengths: list[int]):
@@ -183,25 +213,37 @@ def starts_of(lengths: list[int], device):
 
 
 def layout(ids, attention_mask, lengths):
-    """Who sees whom: positions (B or 1, T), and attend(layer, q, k, v): q (B, H, T, E), k, v (B, K, T, E)."""
+    """Who sees whom: positions (B or 1, T), and a function attend(layer, q, k, v).
+
+    q (B, H, T, E), k and v (B, K, T, E).
+    """
     T, device = ids.shape[1], ids.device
     if attention_mask is not None:
-        seen = attention_mask.bool()
-        positions = (seen.long().cumsum(1) - 1).clamp(min=0)
-        mask = torch.ones(T, T, dtype=torch.bool, device=device).tril() & seen[:, None, None, :]  # (B, 1, T, T)
-        mask = mask | torch.eye(T, dtype=torch.bool, device=device)  # padding sees itself: no softmax over nothing
-        return positions, lambda layer, q, k, v: masked_attention(q, k, v, mask)
+        return left_padded_layout(attention_mask.bool())
     if lengths is None:
-        return torch.arange(T, device=device)[None], lambda layer, q, k, v: causal_attention(q, k, v)
-    positions = torch.cat([torch.arange(length) for length in lengths])[None].to(device, non_blocking=True)
+        positions = torch.arange(T, device=device)[None]
+        return positions, lambda layer, q, k, v: causal_attention(q, k, v)
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    positions = positions.to(device, non_blocking=True)
     starts, longest = starts_of(lengths, device), max(lengths)
 
     def attend(layer, q, k, v):
         if not has_flash(q):
             return packed_attention(q, k, v, lengths)
         q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # (T, H, E), (T, K, E)
-        return flash_attention(q, k, v, starts, starts, longest, longest, True).transpose(0, 1)[None]
+        y = flash_attention(q, k, v, starts, starts, longest, longest, True)
+        return y.transpose(0, 1)[None]
     return positions, attend
+
+
+def left_padded_layout(seen):
+    """`layout` where seen (B, T) is False on padding."""
+    T, device = seen.shape[1], seen.device
+    positions = (seen.long().cumsum(1) - 1).clamp(min=0)
+    past = torch.ones(T, T, dtype=torch.bool, device=device).tril()
+    # padding sees itself, because a softmax over nothing is not a number
+    mask = (past & seen[:, None, None, :]) | torch.eye(T, dtype=torch.bool, device=device)
+    return positions, lambda layer, q, k, v: masked_attention(q, k, v, mask)  # mask (B, 1, T, T)
 
 
 def cached_layout(cache, T: int):
@@ -217,14 +259,16 @@ def cached_layout(cache, T: int):
 class Attention(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
-        D, H, K, E = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        D, E = config.hidden_size, config.head_dim
+        H, K = config.num_attention_heads, config.num_key_value_heads
         self.heads, self.kv_heads, self.head_dim = H, K, E
         self.q_proj = nn.Linear(D, H * E, bias=config.qkv_bias)
         self.k_proj = nn.Linear(D, K * E, bias=config.qkv_bias)
         self.v_proj = nn.Linear(D, K * E, bias=config.qkv_bias)
         self.o_proj = nn.Linear(H * E, D, bias=False)
         if config.qk_norm:
-            self.q_norm, self.k_norm = RMSNorm(E, config.rms_norm_eps), RMSNorm(E, config.rms_norm_eps)
+            self.q_norm = RMSNorm(E, config.rms_norm_eps)
+            self.k_norm = RMSNorm(E, config.rms_norm_eps)
         self.qk_norm = config.qk_norm
 
     def forward(self, x, cos, sin, attend, layer):
@@ -285,17 +329,21 @@ class Transformer(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model["embed_tokens"].weight
-        # not a buffer: .to(torch.bfloat16) would round it, and the angles of far positions would be lost
+        # not a buffer, which .to(torch.bfloat16) would round: angles of far positions would be lost
         self.frequencies = rope_frequencies(config)
-        self.recompute = False  # True: keep only the input of each layer for the backward pass, and compute the rest again
+        # True: keep only the input of each layer for the backward pass, and compute the rest again
+        self.recompute = False
 
     def hidden(self, ids, attention_mask=None, cache=None, lengths=None):
         """Final hidden states (B, T, D), from which `lm_head` makes logits where they are needed.
 
-        lengths: the T tokens are sequences of these lengths, one after the other, that do not see each other: no padding.
-        attention_mask (B, T), 1 for tokens and 0 for padding: needed only for left padding; positions count from
-        the first token. cache: what was read before; an object with positions(T) (B, T), mask(T) (B, 1, T, S), added
-        to the scores, or None for an empty one, and append(layer, k, v) -> k, v (B, K, S, E); see sampler.KVCache.
+        lengths         the T tokens are sequences of these lengths, one after the other without
+                        padding, which do not see each other
+        attention_mask  (B, T), 1 on tokens and 0 on padding; needed only for padding on the left;
+                        positions count from the first token
+        cache           what was read before, as in sampler.KVCache: an object with positions(T)
+                        (B, T); mask(T) (B, 1, T, S), added to the scores, None if it is empty; and
+                        append(layer, k, v) -> k, v (B, K, S, E)
         """
         x = self.model["embed_tokens"](ids)  # (B, T, D)
         if cache is not None:
@@ -306,7 +354,8 @@ class Transformer(nn.Module):
         cos, sin = angles(positions, self.frequencies)  # (B or 1, T, 1, E)
         for i, layer in enumerate(self.model["layers"]):
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(layer, x, cos, sin, attend, i, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(layer, x, cos, sin, attend, i, use_reentrant=False,
+                               preserve_rng_state=False)
             else:
                 x = layer(x, cos, sin, attend, i)
         return self.model["norm"](x)

@@ -42,6 +42,7 @@ from nanoverify.puzzles import (
     steps_of,
     times,
 )
+from nanoverify.sampler import Sampling
 from nanoverify.scoring import backward
 from nanoverify.support.cpu import workers
 from nanoverify.support.files import InputError, output_folder, run, write_json
@@ -212,7 +213,7 @@ def own_mistakes(model, tokenizer: OurTokenizer, rng, count: int) -> list:
     A model that has only met other people's mistakes repeats its own when it is told of them: it believes in them.
     """
     drawn = [train_puzzle(rng) for _ in range(count)]
-    rows = respond(model, tokenizer, [problem for *_, problem in drawn], 4, 64, 1.0, rng.randrange(2 ** 31))
+    rows = respond(model, tokenizer, [problem for *_, problem in drawn], Sampling(64, 1.0, samples=4, seed=rng.randrange(2 ** 31)))
     found = []
     for (family, _, numbers, problem), row in zip(drawn, rows):
         mistakes = collections.defaultdict(list)

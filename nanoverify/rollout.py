@@ -106,9 +106,9 @@ def log_probs(model, rollout: Rollout, settings: PPO):
     out = torch.zeros_like(rollout.old)
 
     def work(rows, hidden, ids):
-        found = token_log_probs(hidden, model.lm_head.weight, ids, settings.vocab_size,
-                                settings.temperature)
-        for i, own in zip(rows, found.cpu().split([rollout.length(i) for i in rows])):
+        logprobs = token_log_probs(hidden, model.lm_head.weight, ids, settings.vocab_size,
+                                   settings.temperature)
+        for i, own in zip(rows, logprobs.cpu().split([rollout.length(i) for i in rows])):
             out[i, : len(own)] = own
 
     each_part(model, rollout, settings.micro_tokens, work)
@@ -148,13 +148,15 @@ def rollout_rows(rollout: Rollout, beta: float, gae: bool, tokenizer):
     """A rollout as readable rows: as_row, `outcome`, and for each action
 
     process    its process reward
-    reward     outcome and process, as far as --reward counts them; with GAE, the outcome on the
-               last action only
+    reward     what --reward counts of outcome and process; with GAE, the outcome is on the last
+               action only
     kl         mean over its tokens of beta * (log-prob minus the reference's)
     advantage  mean over its tokens, before `normalise`: reward - baseline - kl
     baseline   what was subtracted; None for GAE, whose advantages are sums over later actions
     """
-    mean = lambda x: x.mean().item() if len(x) else 0.0
+    def mean(x):
+        return x.mean().item() if len(x) else 0.0
+
     for i, trajectory in enumerate(rollout.trajectories):
         row = {**as_row(trajectory, tokenizer), "outcome": rollout.outcomes[i]}
         for j, action in enumerate(row["actions"]):

@@ -1,13 +1,15 @@
 """Sampling with a key/value cache. Token ids in, token ids out: no text, no rewards.
 
-A step is a pipeline of small functions: logits -> log-probabilities -> token. Rows are independent and move freely:
-each prompt is read once and copied to its samples; a row that ends leaves, the last row takes its place, and
-waiting prompts fill the free rows. So the batch stays full and nothing is computed for finished text.
-On a CPU each worker (`support/cpu.py`) has a batch of its own, with its share of the prompts.
+A step is a pipeline of small functions: logits -> log-probabilities -> token. Rows are independent
+and move freely. Each prompt is read once and copied to its samples. When a row ends, the last row
+takes its place, and waiting prompts fill the free rows. So the batch stays full, and nothing is
+computed for finished text. On a CPU each worker (`support/cpu.py`) has a batch of its own.
+
+Letters as in model.py.
 """
 import random
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,52 +20,63 @@ from nanoverify.support.decoding import Replay, decode, fuse, next_logits
 from nanoverify.support.files import InputError
 from nanoverify.support.kernels import few_kernels, low_dtype
 
+# Tuned for a kind of device: they change speed and memory, not the text, apart from rounding.
+SLOTS = 32  # a cache grows and shrinks by this many tokens
+ROWS = 32  # rows are decoded in multiples of this
+CHECK = {"cpu": 1, "cuda": 16}  # steps between two looks at which rows have ended; the host waits
+READ = 2 ** 14  # tokens of prompts that are read at once, padding included
+BLOCK, LARGE = 512, 8192  # a vocabulary of more than LARGE ids is searched in blocks
+FIXED = {"cuda"}  # devices on which a cache has all of its slots from the beginning
+
 
 @dataclass
 class Sample:
-    """One response. ids end with the stop id if `finished`; otherwise the token limit cut it."""
+    """One response."""
     ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)  # of each id, under the distribution it was drawn from
-    finished: bool = False
+    logprobs: list[float] = field(default_factory=list)  # of each id, as it was drawn
+    finished: bool = False  # True: its last id is a stop id; False: the token limit cut it
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How texts are drawn, and when they end."""
     max_new_tokens: int
-    stop_ids: frozenset[int]
-    vocab_size: int  # ids that exist; the others are padding of the weight matrix
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    temperature: float = 1.0  # 0: always the likeliest token
+    samples: int = 1  # texts for each prompt
     seed: int = 0
+    batch_size: int = 512  # rows decoded together, by all workers
+    top_k: int = 0  # only the k likeliest tokens; 0: all
+    top_p: float = 1.0  # only the likeliest tokens that together have this mass
+    stop_ids: frozenset[int] = frozenset()  # a text ends with the first of them
+    vocab_size: int | None = None  # ids that exist; others are padding of the weights. None: all
+
+    def with_tokenizer(self, tokenizer) -> "Sampling":
+        """The same, with the stop ids and the vocabulary of this tokenizer."""
+        return replace(self, stop_ids=tokenizer.stop_ids, vocab_size=tokenizer.vocab_size)
 
 
-SLOTS = 32  # a cache grows and shrinks by this many tokens
-ROWS = 32  # rows are decoded in multiples of this
-CHECK = {"cpu": 1, "cuda": 16}  # steps between two looks at which rows have ended: at each look the host waits for the device
-READ = 2 ** 14  # tokens of prompts that are read at once, padding included
-BLOCK, LARGE = 512, 8192  # a vocabulary of more than LARGE ids is searched in blocks
-
-FIXED = {"cuda"}  # where the cache has all of its slots from the beginning
-
+# ---- the cache ---------------------------------------------------------------------------------
 
 class KVCache:
     """Keys and values of `rows` rows; row b holds lengths[b] tokens in S slots. Written in place.
 
-    With `slots` they are all there from the beginning, and the memory never moves: a recorded step needs it. Without,
-    S follows the longest row in steps of SLOTS, so that the products of attention read one block of memory without
-    gaps: on a CPU they take a quarter (bf16) to half (fp32) of the time.
+    Where `slots` is given, all slots exist from the beginning and the memory never moves: a
+    recorded step needs that. Otherwise S follows the longest row in steps of SLOTS, so that
+    attention reads one block of memory without gaps.
     """
 
     def __init__(self, config, rows: int, device, dtype, slots: int = 0):
         shape = (rows, config.num_key_value_heads, slots, config.head_dim)
-        self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
-        self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
+
+        def empty():
+            return [torch.zeros(shape, device=device, dtype=dtype)
+                    for _ in range(config.num_hidden_layers)]
+        self.k, self.v = empty(), empty()
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self.rows = rows
         self.fixed = slots > 0
-        self.window = slots  # length of the longest row, known without asking the device; of a fixed cache its slots
+        # the longest row's length, known without asking the device; of a fixed cache its slots
+        self.window = slots
 
     @property
     def slots(self) -> int:
@@ -72,8 +85,8 @@ class KVCache:
     def reserve(self, T: int, rows: int = 0):
         """Fit the slots to T more tokens of the longest row, and hold at least `rows` rows.
 
-        Slots alone shrink only by more than SLOTS, so that they do not swing. Rows no longer in use are not taken
-        along, and only what is new is zeroed.
+        Slots shrink only by more than SLOTS, so that their number does not swing. Rows no longer
+        in use are not copied, and only what is new is zeroed.
         """
         slots, rows = -(-(self.window + T) // SLOTS) * SLOTS, max(rows, self.rows)
         held, _, now, _ = self.k[0].shape
@@ -91,21 +104,30 @@ class KVCache:
         return self.lengths[: self.rows, None] + torch.arange(T, device=self.lengths.device)
 
     def mask(self, T: int = 1):
-        """0 where the next token may look and -inf elsewhere, (B, 1, 1, S); None for an empty cache, where tokens see each other."""
+        """Added to scores: 0 where the next token may look, else -inf. (B, 1, 1, S).
+
+        None for an empty cache, in which the new tokens see each other.
+        """
         if not self.window:
             return None
         assert T == 1, "several tokens at once only into an empty cache"
-        hidden = torch.arange(self.slots, device=self.lengths.device) > self.lengths[: self.rows, None, None, None]
-        return torch.zeros(hidden.shape, device=hidden.device, dtype=self.k[0].dtype).masked_fill_(hidden, float("-inf"))
+        lengths, device = self.lengths[: self.rows, None, None, None], self.lengths.device
+        hidden = torch.arange(self.slots, device=device) > lengths
+        zeros = torch.zeros(hidden.shape, device=device, dtype=self.k[0].dtype)
+        return zeros.masked_fill_(hidden, float("-inf"))
 
     def append(self, layer: int, k, v):
-        """Write T tokens of each row, k and v (B, K, T, E). -> the keys and values to look at, (B, K, S, E)"""
+        """Write T tokens of each row, k and v (B, K, T, E).
+
+        -> the keys and values to look at, (B, K, S, E)
+        """
         keys, values = self.k[layer][: self.rows], self.v[layer][: self.rows]
         if not self.window:
-            keys[:, :, : k.shape[2]], values[:, :, : k.shape[2]] = k, v
+            T = k.shape[2]
+            keys[:, :, :T], values[:, :, :T] = k, v
             return k, v
-        rows = torch.arange(self.rows, device=k.device)
-        keys[rows, :, self.lengths[: self.rows]], values[rows, :, self.lengths[: self.rows]] = k[:, :, 0], v[:, :, 0]
+        rows, lengths = torch.arange(self.rows, device=k.device), self.lengths[: self.rows]
+        keys[rows, :, lengths], values[rows, :, lengths] = k[:, :, 0], v[:, :, 0]
         return keys, values
 
     def advance(self):
@@ -117,8 +139,8 @@ class KVCache:
     def resize(self, rows: int):
         """Only the first `rows` rows count from now on.
 
-        A few idle ones after them, which begin again, go along, so that there are few different shapes: a CPU
-        compiles its bf16 products for each, and a GPU records each.
+        A few idle rows after them are computed as well, so that there are few different shapes. A
+        CPU compiles its bf16 products for each shape, and a GPU records each.
         """
         if self.fixed:
             self.rows = min(max(ROWS, 2 ** (rows - 1).bit_length()), len(self.lengths))
@@ -128,9 +150,9 @@ class KVCache:
         self.lengths[rows:] = 0
 
     def copy_rows(self, source: "KVCache", rows, to, last: int):
-        """Rows `rows` of `source` (may be this cache) are written over rows `to`, of which `last` is the last.
+        """Copy rows `rows` of `source`, which may be this cache, over rows `to` of this one.
 
-        rows and to: indices on the device. Call `resize` afterwards.
+        rows and to are indices on the device; `last` is the largest of `to`. Call `resize` after.
         """
         width = source.window
         self.reserve(max(width - self.window, 0), last + 1)
@@ -140,24 +162,32 @@ class KVCache:
         self.lengths[to] = source.lengths[rows]
 
 
-# ---- logits -> log-probs -> token ------------------------------------------------------------------------------------
+# ---- logits -> log-probs -> token --------------------------------------------------------------
 
 def scaled_log_probs(logits, temperature: float):
-    """log softmax(logits / temperature) in fp32. logits (..., V) -> (..., V). The one function that sampler and trainer share."""
+    """log softmax(logits / temperature) in fp32, (..., V) -> (..., V).
+
+    Sampler and trainer share this function.
+    """
     logits = logits.float()
     return (logits if temperature == 1 else logits / temperature).log_softmax(-1)
 
 
 def keep_top(log_probs, top_k: int, top_p: float):
-    """Keep the k likeliest tokens (0: all), then the smallest set of at least `top_p` mass; renormalise. (B, V)."""
+    """Keep the k likeliest tokens (0: all), then the smallest set of at least `top_p` mass.
+
+    (B, V) -> (B, V), normalised again.
+    """
     if top_k:
         smallest = log_probs.topk(min(top_k, log_probs.shape[-1])).values[:, -1:]
         log_probs = log_probs.masked_fill(log_probs < smallest, float("-inf")).log_softmax(-1)
     if top_p < 1:
         ordered, order = log_probs.sort(-1, descending=True)
         probs = ordered.exp()
-        beyond = probs.cumsum(-1) - probs >= top_p  # the mass before this token is enough already; the first one stays
-        log_probs = ordered.masked_fill(beyond, float("-inf")).gather(-1, order.argsort(-1)).log_softmax(-1)
+        # the tokens before this one have enough mass already; the first one always stays
+        beyond = probs.cumsum(-1) - probs >= top_p
+        ordered = ordered.masked_fill(beyond, float("-inf"))
+        log_probs = ordered.gather(-1, order.argsort(-1)).log_softmax(-1)
     return log_probs
 
 
@@ -169,21 +199,22 @@ def first_beyond(cumulative, target):
 
 
 def draw(log_probs, u):
-    """One id per row, (B,), by inverting the distribution function: the first id whose cumulative mass exceeds u (B,).
+    """One id per row, (B,): the first one whose cumulative mass exceeds u (B,), 0 <= u < 1.
 
-    u is from 0 to 1. Of a large vocabulary first a block is found, then an id in it.
+    This inverts the distribution function. In a large vocabulary a block is found first, and then
+    an id in it.
     """
     V = log_probs.shape[-1]
     blocks = log_probs.exp() if V <= LARGE else block_masses(log_probs)
     cumulative = blocks.cumsum(-1)
     target = u * cumulative[:, -1] * (1 - 1e-6)
-    found = first_beyond(cumulative, target)
+    block = first_beyond(cumulative, target)
     if V <= LARGE:
-        return found
-    before = F.pad(cumulative, (1, 0)).gather(-1, found[:, None])  # the mass of the blocks before it
-    ids = found[:, None] * BLOCK + torch.arange(BLOCK, device=found.device)  # (B, BLOCK)
+        return block  # blocks of one id
+    mass_before = F.pad(cumulative, (1, 0)).gather(-1, block[:, None])
+    ids = block[:, None] * BLOCK + torch.arange(BLOCK, device=block.device)  # (B, BLOCK)
     masses = log_probs.gather(-1, ids.clamp(max=V - 1)).exp().masked_fill(ids >= V, 0)
-    return ids[:, 0] + first_beyond(masses.cumsum(-1), target - before[:, 0])
+    return ids[:, 0] + first_beyond(masses.cumsum(-1), target - mass_before[:, 0])
 
 
 @few_kernels
@@ -194,16 +225,19 @@ def block_masses(log_probs):
 
 
 def uniform(seed: int, prompt: int, samples: int, tokens: int):
-    """Random numbers for the samples of the prompt of this number, (samples, tokens).
+    """Random numbers for the samples of prompt number `prompt`, (samples, tokens).
 
-    Each token has its own, so that neither its place in the batch nor its neighbours change the text.
+    Each token has its own. So neither its place in the batch nor its neighbours change the text.
     """
     own = random.Random(f"{seed} {prompt}").getrandbits(63)
     return torch.rand(samples, tokens, generator=torch.Generator().manual_seed(own))
 
 
 def next_token(logits, temperature, top_k, top_p, u):
-    """ids (B,) and their log-probs (B,). Temperature 0 is greedy: all mass on one token, log-prob 0."""
+    """ids (B,) and their log-probs (B,).
+
+    Temperature 0 is greedy: all mass is on one token, whose log-prob is 0.
+    """
     if temperature == 0:
         ids = logits.argmax(-1)
         return ids, torch.zeros(ids.shape, device=ids.device)
@@ -212,25 +246,28 @@ def next_token(logits, temperature, top_k, top_p, u):
     return ids, log_probs.gather(-1, ids[:, None])[:, 0]
 
 
-# ---- rows that are written side by side ------------------------------------------------------------------------------
+# ---- rows that are written side by side --------------------------------------------------------
 
 def prefill(model, prompts: list[list[int]], vocab_size: int | None = None):
     """Read the prompts: the cache of their tokens and the logits that follow each, (P, V)."""
     device, lengths = model.lm_head.weight.device, [len(prompt) for prompt in prompts]
     width = max(lengths)
-    ids = torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in prompts], device=device)  # (P, T)
+    padded = [prompt + [0] * (width - len(prompt)) for prompt in prompts]
+    ids = torch.tensor(padded, device=device)  # (P, T)
     cache = KVCache(model.config, len(prompts), device, low_dtype(model.lm_head.weight))
     cache.reserve(width)
-    hidden = model.hidden(ids, cache=cache)  # (P, T, D); padding is on the right, and nobody looks to the right
+    # padding is on the right, where no token looks
+    hidden = model.hidden(ids, cache=cache)  # (P, T, D)
     cache.lengths[:], cache.window = torch.tensor(lengths, device=device), width
     last = hidden[torch.arange(len(prompts), device=device), cache.lengths - 1]
     return cache, next_logits(model.lm_head.weight[:vocab_size], last)
 
 
 class Batch:
-    """Rows that are written side by side. `admit` reads prompts, `step` writes a token in each row, `retire` lets rows go.
+    """Rows that are written side by side.
 
-    All that a step reads and writes lies in the same memory from beginning to end, so that it can be recorded.
+    `admit` reads prompts, `step` writes a token in each row, `retire` lets finished rows go. What
+    a step reads and writes stays in the same memory all the time, so that a GPU can record it.
     """
 
     def __init__(self, model, capacity: int, longest: int, sampling: Sampling):
@@ -239,7 +276,7 @@ class Batch:
         self.model, self.sampling, self.device = model, sampling, device
         self.check = CHECK.get(device.type, 1)
         self.active = []  # active[b]: the Sample that row b writes
-        # a row that has ended goes on until the next look, and what it adds is cut off
+        # a row that has ended is written on until the next look; what it adds is cut off
         N = sampling.max_new_tokens + self.check
         slots = longest + N if device.type in FIXED else 0
         self.cache = KVCache(model.config, capacity, device, low_dtype(model.lm_head.weight), slots)
@@ -250,11 +287,15 @@ class Batch:
         self.counts = torch.zeros(capacity, dtype=torch.long, device=device)  # tokens written
         self.last = torch.zeros(capacity, dtype=torch.long, device=device)  # the token to feed next
         self.ended = torch.zeros(capacity, dtype=torch.bool, device=device)
-        self.is_stop = torch.zeros(model.lm_head.weight.shape[0], dtype=torch.bool, device=device)
-        self.is_stop[[id for id in sampling.stop_ids if id < len(self.is_stop)]] = True
+        ids = model.lm_head.weight.shape[0]
+        self.is_stop = torch.zeros(ids, dtype=torch.bool, device=device)
+        self.is_stop[[id for id in sampling.stop_ids if id < ids]] = True
 
-    def admit(self, numbers: list[int], prompts: list[list[int]], samples: list[list[Sample]]):
-        """Read prompts and draw the first token of each of their samples. numbers: of the prompts, for their random numbers."""
+    def admit(self, numbers, prompts: list[list[int]], samples: list[list[Sample]]):
+        """Read prompts and draw the first token of each of their samples.
+
+        numbers: of the prompts; their random numbers depend on them.
+        """
         M, first = len(samples[0]), len(self.active)
         read, logits = prefill(self.model, prompts, self.sampling.vocab_size)
         new = slice(first, first + len(prompts) * M)
@@ -274,19 +315,27 @@ class Batch:
         """One more token for each row."""
         self.cache.reserve(1)
         rows = self.cache.rows if self.cache.fixed else len(self.active)
-        self.replay(rows, lambda: self.take(slice(0, rows), decode(self.fused, self.last[:rows], self.cache)))
+
+        def work():
+            self.take(slice(0, rows), decode(self.fused, self.last[:rows], self.cache))
+        self.replay(rows, work)
 
     def take(self, rows: slice, logits):
         """Draw the next token of these rows and note it. logits (rows, V)."""
-        s, every, counts = self.sampling, torch.arange(rows.start, rows.stop, device=self.device), self.counts[rows]
-        ids, found = next_token(logits, s.temperature, s.top_k, s.top_p, self.noise[every, counts])
-        self.written[every, counts], self.logprobs[every, counts] = ids, found
+        s, counts = self.sampling, self.counts[rows]
+        every = torch.arange(rows.start, rows.stop, device=self.device)
+        noise = self.noise[every, counts]
+        ids, logprobs = next_token(logits, s.temperature, s.top_k, s.top_p, noise)
+        self.written[every, counts], self.logprobs[every, counts] = ids, logprobs
         self.counts[rows] += 1
         self.ended[rows] |= self.is_stop[ids] | (self.counts[rows] >= s.max_new_tokens)
         self.last[rows] = ids
 
     def retire(self) -> int:
-        """Fill in the samples of the rows that have ended and give their places to others. -> how many ended"""
+        """Fill in the samples of the rows that have ended, and give their places to others.
+
+        -> how many ended
+        """
         done = self.ended[: len(self.active)].nonzero()[:, 0].tolist()
         if done:
             self.fill_in(done)
@@ -302,10 +351,12 @@ class Batch:
     def fill_in(self, done: list[int]):
         rows = torch.tensor(done, device=self.device)
         N, stop_ids = self.sampling.max_new_tokens, self.sampling.stop_ids
-        for row, ids, found in zip(done, self.written[rows].tolist(), self.logprobs[rows].tolist()):
+        written, logprobs = self.written[rows].tolist(), self.logprobs[rows].tolist()
+        for row, ids, its_logprobs in zip(done, written, logprobs):
             length = next((t for t, id in enumerate(ids[:N], 1) if id in stop_ids), N)
             sample = self.active[row]
-            sample.ids, sample.logprobs, sample.finished = ids[:length], found[:length], ids[length - 1] in stop_ids
+            sample.ids, sample.logprobs = ids[:length], its_logprobs[:length]
+            sample.finished = ids[length - 1] in stop_ids
 
     def move(self, rows: list[int], to: list[int]):
         """The rows `rows` take the places `to`."""
@@ -319,39 +370,36 @@ class Batch:
             self.active[place] = self.active[row]
 
 
-# ---- many texts ------------------------------------------------------------------------------------------------------
+# ---- many texts --------------------------------------------------------------------------------
 
-def generate(model, prompts: list[list[int]], samples_per_prompt: int, max_new_tokens: int, stop_ids, vocab_size: int,
-             temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0, batch_size: int = 512,
+def generate(model, prompts: list[list[int]], sampling: Sampling,
              progress: str = "") -> list[list[Sample]]:
     """Samples for each prompt, in the prompts' order: [prompt][sample].
 
-    The same arguments and number of threads give the same text. Under autocast, cache and layers are in its
-    precision; logits and log-probs never are.
-
-    batch_size: rows decoded together, by all workers. progress: the label of a tqdm bar, none if empty.
-    InputError: a prompt is empty, or does not fit into the context together with `max_new_tokens`.
+    The same arguments and number of threads give the same text. Under autocast, cache and layers
+    are in its precision; logits and log-probs never are. progress: label of a tqdm bar ("": none).
+    InputError: a prompt is empty, or does not fit into the context with `max_new_tokens`.
     """
-    context = model.config.max_position_embeddings
-    for i, prompt in enumerate(prompts):
-        if not prompt or len(prompt) + max_new_tokens > context:
-            raise InputError(f"prompt {i + 1} of {len(prompts)} has {len(prompt)} tokens; with --max-new-tokens {max_new_tokens} "
-                             f"it does not fit into the model's context of {context}")
-    samples = [[Sample() for _ in range(samples_per_prompt)] for _ in prompts]
+    check_lengths(prompts, sampling.max_new_tokens, model.config.max_position_embeddings)
+    samples = [[Sample() for _ in range(sampling.samples)] for _ in prompts]
     if not prompts:
         return samples
-    sampling = Sampling(max_new_tokens, frozenset(stop_ids), vocab_size, temperature, top_k, top_p, seed)
-    # Long prompts first, neighbours of like length: little padding, and the largest memory use comes at once.
+    # Long prompts first, neighbours of like length: this leaves little padding, and the largest
+    # use of memory comes at once.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     count = min(workers(model), len(prompts))
+    size = -(-sampling.batch_size // count)
     kind = model.lm_head.weight.device.type
-    mixed, precision = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)  # a thread begins without
+    mixed, precision = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
     stopped = threading.Event()  # one worker fails, or Ctrl-C: the others end, too
-    with tqdm(total=len(prompts) * samples_per_prompt, desc=progress, disable=not progress, leave=False) as bar:
-        def work(share):
+    total = len(prompts) * sampling.samples
+    with tqdm(total=total, desc=progress, disable=not progress, leave=False) as bar:
+        def work(numbers):
+            tasks = [(i, prompts[i], samples[i]) for i in numbers]
             try:
+                # a thread does not inherit these two modes
                 with torch.inference_mode(), torch.autocast(kind, precision, enabled=mixed):
-                    write(model, prompts, samples, share, sampling, -(-batch_size // count), bar, stopped)
+                    write(model, tasks, sampling, size, bar, stopped)
             except BaseException:
                 stopped.set()
                 raise
@@ -363,18 +411,32 @@ def generate(model, prompts: list[list[int]], samples_per_prompt: int, max_new_t
     return samples
 
 
-def write(model, prompts, samples, waiting: list[int], sampling: Sampling, batch_size: int, bar, stopped):
-    """Write the samples of the prompts `waiting`, in this order, unless `stopped`."""
-    M = len(samples[0])
+def check_lengths(prompts: list[list[int]], max_new_tokens: int, context: int):
+    """InputError: a prompt is empty or too long."""
+    for i, prompt in enumerate(prompts, 1):
+        if not prompt or len(prompt) + max_new_tokens > context:
+            raise InputError(f"prompt {i} of {len(prompts)} has {len(prompt)} tokens; with "
+                             f"--max-new-tokens {max_new_tokens} it does not fit into the model's "
+                             f"context of {context}")
+
+
+def write(model, waiting: list[tuple], sampling: Sampling, batch_size: int, bar, stopped):
+    """Write the samples of these prompts in this order, until `stopped` is set.
+
+    waiting: (number, prompt, its samples to fill in)
+    """
+    M = sampling.samples
     capacity = min(max(batch_size // M, 1), len(waiting)) * M
-    batch = Batch(model, capacity, max(len(prompts[i]) for i in waiting), sampling)
+    longest = max(len(prompt) for _, prompt, _ in waiting)
+    batch = Batch(model, capacity, longest, sampling)
     while (batch.active or waiting) and not stopped.is_set():
         free = (capacity - len(batch.active)) // M
         if waiting and free and (not batch.active or free * M >= capacity // 4):
             group, waiting = waiting[:free], waiting[free:]
-            some = max(1, READ // len(prompts[group[0]]))  # the first is the longest
-            for part in (group[i:i + some] for i in range(0, len(group), some)):
-                batch.admit(part, [prompts[i] for i in part], [samples[i] for i in part])
+            at_once = max(1, READ // len(group[0][1]))  # the first prompt is the longest
+            for start in range(0, len(group), at_once):
+                numbers, prompts, samples = zip(*group[start: start + at_once])
+                batch.admit(numbers, prompts, samples)
         else:
             for _ in range(batch.check):
                 batch.step()

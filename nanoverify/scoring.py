@@ -1,6 +1,7 @@
-"""How likely does a model find given responses? Batches of responses, and log-probs at the tokens that matter only.
+"""How likely are given responses? Log-probs at the tokens that matter, and their gradients.
 
-Shared by SFT and RL, so that both, and the sampler, compute one probability in one way (`sampler.scaled_log_probs`).
+SFT and RL share this file. So both compute a probability in the same way as the sampler
+(`sampler.scaled_log_probs`). Letters as in model.py.
 """
 import math
 from dataclasses import dataclass
@@ -12,13 +13,18 @@ from nanoverify.sampler import scaled_log_probs
 from nanoverify.support.cpu import in_parallel, workers
 from nanoverify.support.kernels import autocast, few_kernels, head_dtype, product
 
-LOGITS = {"cpu": 2 ** 26, "cuda": 2 ** 28}  # largest number of logits at once: 256 MB, 1 GB in fp32
-ROUND = 32  # on a CPU the bf16 products are compiled for each shape; lengths rounded up make few shapes: SFT takes 0.77 of the time
+LOGITS = {"cpu": 2 ** 26, "cuda": 2 ** 28}  # most logits at once: 256 MB, 1 GB in fp32
+# Lengths are rounded up to a multiple of this, so that there are few shapes: a CPU compiles its
+# bf16 products for each shape.
+ROUND = 32
 
 
 def micro_batches(lengths: list[int], budget: int, count: int = 1) -> list[list[int]]:
-    """Indices in groups of at most `budget` tokens (a longer sequence has one of its own), about as many in each; a multiple of `count`
-    groups where there is so much to share. The longest sequences come first in each."""
+    """Indices in groups of at most `budget` tokens, with about as many tokens in each.
+
+    A longer sequence has a group of its own. The number of groups is a multiple of `count`, if
+    there are enough sequences. The longest sequences come first in each group.
+    """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     number = min(count * math.ceil(sum(lengths) / (budget * count)), len(lengths))
     while True:  # until each fits
@@ -39,7 +45,7 @@ def room(prompt: list[int], response: list[int]) -> int:
 
 @dataclass
 class Packed:
-    """Sequences one after the other, without padding between them, and the tokens whose log-probs are wanted."""
+    """Sequences one after the other, and the tokens whose log-probs are wanted."""
     ids: torch.Tensor  # (1, T)
     lengths: list[int]  # of the sequences; T in all
     places: torch.Tensor  # (N,): logits here predict the wanted tokens, which come one later
@@ -47,7 +53,7 @@ class Packed:
 
 
 def join(rows: list[tuple[list[int], list[int]]], masks: list[list[int]], device) -> Packed:
-    """(prompt ids, response ids) and a 0/1 mask per response: wanted are the tokens of responses masked 1.
+    """Pack rows of (prompt ids, response ids). Wanted are the response tokens masked 1.
 
     Each sequence is filled up to a multiple of ROUND.
     """
@@ -59,7 +65,8 @@ def join(rows: list[tuple[list[int], list[int]]], masks: list[list[int]], device
         lengths.append(room(prompt, response))
         whole = (prompt + response)[:-1]
         ids += whole + [0] * (lengths[-1] - len(whole))
-    return Packed(to_device([ids], device), lengths, to_device(places, device), to_device(targets, device))
+    ids, places, targets = (to_device(x, device) for x in ([ids], places, targets))
+    return Packed(ids, lengths, places, targets)
 
 
 def to_device(numbers: list, device):
@@ -71,16 +78,17 @@ def read(signs: list[dict[str, torch.Tensor]]) -> list[dict[str, float]]:
     """Numbers from the device, all at once: the host waits for it a single time."""
     if not any(signs):
         return signs
-    values = torch.stack([torch.stack([value.float() for value in row.values()]) for row in signs]).tolist()
-    return [dict(zip(row, numbers)) for row, numbers in zip(signs, values)]
+    rows = [torch.stack([value.float() for value in row.values()]) for row in signs]
+    return [dict(zip(row, numbers)) for row, numbers in zip(signs, torch.stack(rows).tolist())]
 
 
-def backward(model, sizes: list[int], budget: int, work, parameters: list) -> list[dict[str, float]]:
+def backward(model, sizes: list[int], budget: int, work,
+             parameters: list) -> list[dict[str, float]]:
     """Add the gradients of all micro-batches to `parameters`. -> their vital signs
 
-    sizes: tokens of each sequence. work(indices) -> (loss, {name: number as a tensor without gradient}).
-    Each worker adds up the gradients of its own parts, which are fixed beforehand, so that the sum is the same
-    each time.
+    sizes: tokens of each sequence. work(indices) -> (loss, {name: number as a tensor without
+    gradient}). Each worker adds up the gradients of its own micro-batches, which are fixed
+    beforehand, so that the sum is the same each time.
     """
     parts = micro_batches(sizes, budget, workers(model))
     count = min(workers(model), len(parts))
@@ -92,7 +100,7 @@ def backward(model, sizes: list[int], budget: int, work, parameters: list) -> li
             results.append(signs)
         return read(results)
 
-    def share(parts):
+    def one_worker(parts):
         total, results = [torch.zeros_like(parameter) for parameter in parameters], []
         for part in parts:
             loss, signs = work(part)
@@ -100,11 +108,16 @@ def backward(model, sizes: list[int], budget: int, work, parameters: list) -> li
                 mine += gradient
             results.append(signs)
         return total, read(results)
-    shares = in_parallel(share, [parts[i::count] for i in range(count)], count)
-    for total, _ in shares:
+
+    done = in_parallel(one_worker, [parts[i::count] for i in range(count)], count)
+    for total, _ in done:
         for parameter, gradient in zip(parameters, total):
-            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-    return [signs for _, results in shares for signs in results]
+            add_gradient(parameter, gradient)
+    return [signs for _, results in done for signs in results]
+
+
+def add_gradient(parameter, gradient):
+    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
 
 def rows_at_once(weight) -> int:
@@ -113,32 +126,34 @@ def rows_at_once(weight) -> int:
 
 
 class TokenLogProbs(torch.autograd.Function):
-    """log softmax(hidden @ weight.T / temperature) at one id of each row, without ever holding the logits of all rows.
+    """log softmax(hidden @ weight.T / temperature) at one id of each row.
 
-    For g = d loss / d log-prob of the id, the gradient of the row's logits is g * (1 at the id - probability) /
-    temperature. Where there are several chunks, their logits are computed a second time for it.
+    The logits of all rows never exist at once. With g = d loss / d log-prob of the id, the gradient
+    of the row's logits is g * (1 at the id - probability) / temperature. If there are several
+    chunks, the backward pass computes their logits a second time.
     """
 
     @staticmethod
     def forward(ctx, hidden, weight, ids, temperature: float):
         """hidden (N, D), weight (V, D), ids (N,) -> (N,)"""
         ctx.dtype, ctx.temperature = head_dtype(weight), temperature
-        low, parts = weight.to(ctx.dtype), []
-        for rows, chosen in zip(hidden.split(rows_at_once(weight)), ids.split(rows_at_once(weight))):
+        low, parts, size = weight.to(ctx.dtype), [], rows_at_once(weight)
+        for rows, chosen in zip(hidden.split(size), ids.split(size)):
             logits = product(rows, low.T, ctx.dtype)
             parts.append(chosen_log_probs(logits, chosen, temperature))
-        found, totals = (torch.cat(part) for part in zip(*parts))
-        ctx.save_for_backward(hidden, weight, ids, found, totals, logits if len(parts) == 1 else None)
-        return found
+        logprobs, totals = (torch.cat(part) for part in zip(*parts))
+        kept = logits if len(parts) == 1 else None
+        ctx.save_for_backward(hidden, weight, ids, logprobs, totals, kept)
+        return logprobs
 
     @staticmethod
     def backward(ctx, upstream):
         hidden, weight, *rows, kept = ctx.saved_tensors
         low, of_hidden, of_weight = weight.to(ctx.dtype), [], None
         chunks = zip(*(x.split(rows_at_once(weight)) for x in (hidden, *rows, upstream)))
-        for rows, ids, found, totals, g in chunks:
+        for rows, ids, logprobs, totals, g in chunks:
             logits = product(rows, low.T, ctx.dtype) if kept is None else kept
-            slopes = logit_slopes(logits, ids, found, totals, g, ctx.temperature, ctx.dtype)  # (n, V)
+            slopes = logit_slopes(logits, ids, logprobs, totals, g, ctx.temperature, ctx.dtype)
             of_hidden.append(product(slopes, low, ctx.dtype))
             more = product(slopes.T, rows, ctx.dtype)
             of_weight = more if of_weight is None else of_weight.add_(more)
@@ -147,18 +162,18 @@ class TokenLogProbs(torch.autograd.Function):
 
 @few_kernels
 def chosen_log_probs(logits, ids, temperature: float):
-    """logits (N, V), ids (N,) -> the log-prob of each id, (N,), and log sum exp(logits / temperature), (N,)."""
-    found = scaled_log_probs(logits, temperature).gather(-1, ids[:, None])[:, 0]
-    return found, logits.gather(-1, ids[:, None])[:, 0] / temperature - found
+    """logits (N, V), ids (N,) -> log-probs of the ids, and log sum exp(logits / temperature)."""
+    logprobs = scaled_log_probs(logits, temperature).gather(-1, ids[:, None])[:, 0]
+    return logprobs, logits.gather(-1, ids[:, None])[:, 0] / temperature - logprobs
 
 
 @few_kernels
-def logit_slopes(logits, ids, found, totals, g, temperature: float, dtype):
-    """d loss / d logits, (N, V), for g = d loss / d found, (N,)."""
+def logit_slopes(logits, ids, logprobs, totals, g, temperature: float, dtype):
+    """d loss / d logits, (N, V), for g = d loss / d logprobs, (N,)."""
     scaled = logits if temperature == 1 else logits / temperature
     g = g / temperature
     slopes = (scaled - totals[:, None]).exp_().mul_(-g[:, None]).to(dtype)
-    return slopes.scatter_(-1, ids[:, None], (g * (1 - found.exp()))[:, None].to(dtype))
+    return slopes.scatter_(-1, ids[:, None], (g * (1 - logprobs.exp()))[:, None].to(dtype))
 
 
 def token_log_probs(hidden, weight, ids, vocab_size: int, temperature: float = 1.0):
@@ -171,7 +186,10 @@ def token_log_probs(hidden, weight, ids, vocab_size: int, temperature: float = 1
 
 
 def kl_divergence(hidden, weight, base_hidden, base_weight, vocab_size: int):
-    """KL(policy || base) of each token, (N,), over the whole vocabulary. Chunks are computed again in the backward pass."""
+    """KL(policy || base) of each token, (N,), over the whole vocabulary.
+
+    If there are several chunks, the backward pass computes them again.
+    """
     weight, base_weight = weight[:vocab_size], base_weight[:vocab_size]
 
     def log_probs(hidden, weight):
@@ -185,5 +203,6 @@ def kl_divergence(hidden, weight, base_hidden, base_weight, vocab_size: int):
         size = rows_at_once(weight)
         if len(hidden) <= size:
             return chunk(hidden, base_hidden)
+        chunks = zip(hidden.split(size), base_hidden.split(size))
         return torch.cat([checkpoint(chunk, *some, use_reentrant=False, preserve_rng_state=False)
-                          for some in zip(hidden.split(size), base_hidden.split(size))])
+                          for some in chunks])

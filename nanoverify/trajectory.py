@@ -14,10 +14,12 @@ A response is one assistant message. Plain phrases open its actions, there are n
 
     Wait, let me recheck my solution.
 
-    Put in 6: 6 * 2 = 12. 27 + 12 = 39. It should be 39, as it is. Therefore, the answer is correct.<end>
+    Put in 6: 6 * 2 = 12. 27 + 12 = 39. It should be 39, as it is. Therefore, the answer is
+    correct.<end>
 
-`parse` is the one reader, for composed and for sampled responses alike. It works on the ids themselves: spans are
-token positions, an action's span begins with the phrase that opens it, and the last one holds the end token.
+`parse` is the only reader, of composed and of sampled responses. It works on the ids themselves:
+spans are token positions, an action's span begins with the phrase that opens it, and the last span
+holds the end token.
 """
 import math
 import re
@@ -41,8 +43,8 @@ class Action:
     stop: int
     text: str  # without the phrase that opens it
     answer: str = ""  # solve: the answer it ends with
-    right: bool = False  # solve: does the answer equal the gold answer? verify: does the solve before it?
-    verdict: bool | None = None  # verify: True correct, False incorrect, None where it gives none
+    right: bool = False  # does the answer equal the gold one? verify: that of the solve before it
+    verdict: bool | None = None  # verify: True correct, False incorrect, None if it gives none
 
 
 @dataclass
@@ -63,15 +65,26 @@ class Trajectory:
 
 
 def parse(problem: Problem, ids: list[int], finished: bool, tokenizer) -> Trajectory:
-    """Cut a response into actions. A token that lies across a boundary belongs to the action in which it begins."""
+    """Cut a response into actions.
+
+    A token that lies across a boundary belongs to the action in which it begins.
+    """
     text = tokenizer.decode(ids)
     openings = list(OPENING.finditer(text))
     kinds = ["solve"] + ["verify" if match[1] else "solve" for match in openings]
-    starts = [0] + [match.end() for match in openings]  # where an action's own text begins, in characters
+    # where an action's own text begins and ends, in characters
+    starts = [0] + [match.end() for match in openings]
     stops = [match.start() for match in openings] + [len(text)]
-    # characters that n tokens make; a character cut in the middle decodes to replacement marks and does not count yet
-    length = lambda n: len(tokenizer.decode(ids[:n]).rstrip("\ufffd"))
-    cuts = [0] + [bisect_left(range(len(ids)), match.start(), key=length) for match in openings] + [len(ids)]
+
+    def length(n):
+        """Characters that the first n tokens make.
+
+        One that is cut in the middle decodes to replacement marks, and does not count yet.
+        """
+        return len(tokenizer.decode(ids[:n]).rstrip("\ufffd"))
+
+    first_tokens = [bisect_left(range(len(ids)), match.start(), key=length) for match in openings]
+    cuts = [0, *first_tokens, len(ids)]
     actions, right = [], False
     for i, kind in enumerate(kinds):
         action = Action(kind, cuts[i], cuts[i + 1], text[starts[i]: stops[i]].strip())
@@ -86,9 +99,14 @@ def parse(problem: Problem, ids: list[int], finished: bool, tokenizer) -> Trajec
 
 
 def in_turn(trajectory: Trajectory) -> bool:
-    """solve, verify, solve, verify, ... and a verify that is followed by a solve says incorrect; the end may be missing."""
-    return all(action.kind == ("verify" if i % 2 else "solve") for i, action in enumerate(trajectory.actions)) and all(
-        action.verdict is False for action in trajectory.actions[1:-1:2])
+    """solve, verify, solve, verify, ...; a verify that a solve follows says incorrect.
+
+    The end may be missing.
+    """
+    actions = trajectory.actions
+    alternate = all(action.kind == ("verify" if i % 2 else "solve")
+                    for i, action in enumerate(actions))
+    return alternate and all(action.verdict is False for action in actions[1:-1:2])
 
 
 def well_formed(trajectory: Trajectory) -> bool:
@@ -97,39 +115,56 @@ def well_formed(trajectory: Trajectory) -> bool:
 
 
 def loss_mask(trajectory: Trajectory) -> list[int]:
-    """1 for each token that SFT learns: every verify and the last solve, not the wrong solves before it."""
+    """1 on each token that SFT learns: on every verify and the last solve."""
     last = trajectory.solves[-1]
-    return [int(action.kind == "verify" or action is last) for action in trajectory.actions for _ in range(action.start, action.stop)]
+    mask = []
+    for action in trajectory.actions:
+        learned = action.kind == "verify" or action is last
+        mask += [int(learned)] * (action.stop - action.start)
+    return mask
 
 
 def training_ids(row: dict, tokenizer) -> tuple[list[int], list[int], list[int]]:
-    """(prompt ids, response ids, loss mask) of a line of trajectories.jsonl; the spans are found anew from the text."""
+    """(prompt ids, response ids, loss mask) of a line of trajectories.jsonl.
+
+    The spans are found by parsing the text again.
+    """
     numbers = tuple(row["numbers"]) if row.get("numbers") else None
-    problem = Problem(row["id"], row["question"], row["answer"], str(row.get("family")), row.get("level"), numbers)
+    problem = Problem(row["id"], row["question"], row["answer"], str(row.get("family")),
+                      row.get("level"), numbers)
+    prompt = tokenizer.prompt(SOLVE_PROMPT.format(question=problem.question))
     ids = tokenizer.encode(row["response"]) + [tokenizer.end_id]
-    return tokenizer.prompt(SOLVE_PROMPT.format(question=problem.question)), ids, loss_mask(parse(problem, ids, True, tokenizer))
+    return prompt, ids, loss_mask(parse(problem, ids, True, tokenizer))
 
 
-# ---- composing for SFT ---------------------------------------------------------------------------------------------
+# ---- composing for SFT -------------------------------------------------------------------------
 
 def attempts_for(wrong_share: float, longest: int) -> int:
-    """How many attempts a question of this difficulty gets, 1 to `longest`. With 4 this is the table of the released code
-    (0, 1, 2-3, 4-5 wrong of 5 give 1, 2, 3, 4 attempts)."""
-    return 1 if wrong_share == 0 else max(2, 2 + math.ceil((longest - 2) * (wrong_share - 0.2) / 0.8 - 1e-9))
+    """How many attempts a question of this difficulty gets, 1 to `longest`.
+
+    With 4 this is the table of the paper's code: 0, 1, 2-3, 4-5 wrong answers of 5 give 1, 2, 3, 4
+    attempts.
+    """
+    if wrong_share == 0:
+        return 1
+    more = (longest - 2) * (wrong_share - 0.2) / 0.8
+    return max(2, 2 + math.ceil(more - 1e-9))
 
 
 def choose_attempts(texts: list[str], right: list[bool], count: int, rng) -> list[str]:
-    """Solutions for one trajectory of at most `count` attempts: wrong ones with distinct answers, the answer given most
-    often first, then a right one. [] where no sample is right.
+    """Solutions for one trajectory of at most `count` attempts; [] if no sample is right.
 
-    The most frequent wrong answer is what the policy believes. Where a trajectory begins with it, SFT shows how to leave
-    a belief.
+    Wrong ones with different answers come first, the answer given most often before the others,
+    and a right one comes last. The most frequent wrong answer is what the policy believes. Where a
+    trajectory begins with it, SFT shows how to give up a belief.
     """
     goods = [text for text, good in zip(texts, right) if good]
     if not goods:
         return []
     groups = []  # wrong solutions, those with equal answers together
-    for text in (text for text, good in zip(texts, right) if not good):
+    for text, good in zip(texts, right):
+        if good:
+            continue
         answer = extract(text)
         same = next((group for group in groups if grade(extract(group[0]), answer)), None)
         if same:
@@ -141,8 +176,12 @@ def choose_attempts(texts: list[str], right: list[bool], count: int, rng) -> lis
 
 
 def usable(verification: Verification, right: bool) -> bool:
-    """The rule checks the model: kept only if it ended by itself, agrees with the rule and holds none of our phrases."""
-    return verification.finished and verification.verdict is right and not OPENING.search(verification.text)
+    """The rule checks the model's verification of an answer that is `right` or not.
+
+    It is used if it ended by itself, agrees with the rule and contains none of our phrases.
+    """
+    agrees = verification.finished and verification.verdict is right
+    return agrees and not OPENING.search(verification.text)
 
 
 def compose(solves: list[str], verifications: list[Verification]) -> str:
@@ -150,12 +189,18 @@ def compose(solves: list[str], verifications: list[Verification]) -> str:
     text = ""
     for i, (solve, verification) in enumerate(zip(solves, verifications)):
         ending = VERDICTS[verification.verdict]
-        check = verification.text if verification.text.endswith(ending) else f"{verification.text}\n{ending}"
-        text += (f"\n\n{RETRY}\n\n" if i else "") + f"{solve.strip()}\n\n{RECHECK}\n\n{check}"
+        check = verification.text
+        if not check.endswith(ending):
+            check = f"{check}\n{ending}"
+        text += f"\n\n{RETRY}\n\n" if i else ""
+        text += f"{solve.strip()}\n\n{RECHECK}\n\n{check}"
     return text
 
 
 def as_row(trajectory: Trajectory, tokenizer) -> dict:
     """A trajectory as one readable JSON line."""
-    return {**asdict(trajectory.problem), "response": tokenizer.decode(trajectory.ids), "finished": trajectory.finished,
-            "well_formed": well_formed(trajectory), "actions": [asdict(action) for action in trajectory.actions]}
+    return {**asdict(trajectory.problem),
+            "response": tokenizer.decode(trajectory.ids),
+            "finished": trajectory.finished,
+            "well_formed": well_formed(trajectory),
+            "actions": [asdict(action) for action in trajectory.actions]}

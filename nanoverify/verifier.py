@@ -12,7 +12,7 @@ styles:
 from dataclasses import dataclass
 
 from nanoverify.answers import verdict
-from nanoverify.sampler import generate
+from nanoverify.sampler import Sampling, generate
 from nanoverify.support.kernels import autocast
 
 VERDICTS = {True: "Therefore, the answer is correct.",
@@ -38,18 +38,16 @@ class Verification:
     finished: bool
 
 
-def verify(model, tokenizer, claims: list[tuple[str, str]], style: str, count: int,
-           max_new_tokens: int, temperature: float = 1.0, seed: int = 0, batch_size: int = 512,
+def verify(model, tokenizer, claims: list[tuple[str, str]], style: str, sampling: Sampling,
            progress: str = "") -> list[list[Verification]]:
-    """`count` verifications in one style for each claim (question, answer): [claim][i]. Any model
-    can be the judge.
+    """Verifications in one style of each claim (question, answer): [claim][sample].
+
+    Any model can be the judge.
     """
     prompts = [tokenizer.prompt(VERIFY_PROMPTS[style].format(question=question, answer=answer))
                for question, answer in claims]
     with autocast(model.lm_head.weight.device):
-        samples = generate(model, prompts, count, max_new_tokens, tokenizer.stop_ids,
-                           tokenizer.vocab_size, temperature=temperature, seed=seed,
-                           batch_size=batch_size, progress=progress)
+        samples = generate(model, prompts, sampling.with_tokenizer(tokenizer), progress)
 
     def verification(sample):
         text = tokenizer.decode(sample.ids).strip()

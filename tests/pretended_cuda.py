@@ -355,7 +355,9 @@ def pretended_cuda():
     """Within, "cuda:0" is a pretended GPU ("cuda" without a number is not). -> Device"""
     register()
     enabled, dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
-    kind = lambda name: NAME if name == "cuda" else name
+
+    def kind(name):
+        return NAME if name == "cuda" else name
 
     class Autocast(torch.autocast):
         def __init__(self, device_type, *args, **kwargs):

@@ -1,4 +1,5 @@
-"""One response, watched: the stream is what the sampler gives, and each verdict stands once, behind its answer."""
+"""One response, watched: the stream is what the sampler gives, and each verdict is shown once,
+after its answer."""
 import re
 from xml.etree import ElementTree
 
@@ -6,13 +7,15 @@ import pytest
 from test_sampler import byte_tokenizer, tiny_model
 
 from nanoverify.problems import Problem
-from nanoverify.sampler import generate
+from nanoverify.sampler import Sampling, generate
 from nanoverify.support.files import InputError, write_jsonl
 from nanoverify.tools import ask, picture
 from nanoverify.trajectory import as_row, parse
 
-RESPONSE = ("It is 7€. The answer is 7.\n\nWait, let me recheck my solution.\n\nPut in 7: 41. Therefore, the answer is incorrect.\n\n"
-            "Let me try again.\n\nThe answer is 6.\n\nWait, let me recheck my solution.\n\nPut in 6: 39. Therefore, the answer is correct.")
+RESPONSE = ("It is 7€. The answer is 7.\n\nWait, let me recheck my solution.\n\n"
+            "Put in 7: 41. Therefore, the answer is incorrect.\n\n"
+            "Let me try again.\n\nThe answer is 6.\n\nWait, let me recheck my solution.\n\n"
+            "Put in 6: 39. Therefore, the answer is correct.")
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -21,40 +24,56 @@ def test_stream_is_what_the_sampler_gives(temperature):
     tokenizer = byte_tokenizer()
     model = tiny_model(tokenizer.vocab_size, 256)
     prompt = tokenizer.prompt("What is 2 + 2?")
-    (wanted,), = generate(model, [prompt], 1, 30, tokenizer.stop_ids, tokenizer.vocab_size, temperature=temperature, seed=3)
+    (wanted,), = generate(model, [prompt], Sampling(30, temperature, stop_ids=tokenizer.stop_ids,
+                                                    vocab_size=tokenizer.vocab_size, seed=3))
     assert list(ask.stream(model, tokenizer, prompt, 30, temperature, seed=3)) == wanted.ids
 
 
-@pytest.mark.parametrize("gold, first, second", [("6", "; the rule says wrong", "; the rule says right"), ("", "", "")])
+@pytest.mark.parametrize("gold, first, second",
+                         [("6", "; the rule says wrong", "; the rule says right"), ("", "", "")])
 def test_verdicts_stand_behind_their_answers(gold, first, second):
-    """Bug: a verdict is shown twice, late, or for another answer; text is lost or repeated; a character of several bytes is torn."""
+    """Bug: a verdict is shown twice, late, or for another answer; text is lost or repeated; a
+    character of several bytes is torn."""
     tokenizer, out = byte_tokenizer(), []
-    trajectory = ask.show(tokenizer, Problem("", "?", gold, "", None), iter(tokenizer.encode(RESPONSE) + [tokenizer.end_id]), out.append, colour=False)
+    trajectory = ask.show(tokenizer, Problem("", "?", gold, "", None),
+                          iter(tokenizer.encode(RESPONSE) + [tokenizer.end_id]), out.append,
+                          colour=False)
     shown = "".join(out)
     assert re.sub(r" \[[^]]*\]", "", shown) == RESPONSE + "\n" and trajectory.finished
-    assert f"is incorrect. [rejected: 7{first}]\n" in shown and f"is correct. [accepted: 6{second}]\n" in shown and shown.count("[") == 2
+    assert f"is incorrect. [rejected: 7{first}]\n" in shown
+    assert f"is correct. [accepted: 6{second}]\n" in shown and shown.count("[") == 2
 
 
 def test_colours():
-    """Bug: a colour runs on behind its text, or marks the wrong kind."""
+    """Bug: a colour continues after its text, or marks the wrong kind."""
     tokenizer, out = byte_tokenizer(), []
-    ask.show(tokenizer, Problem("", "?", "", "", None), iter(tokenizer.encode(RESPONSE)), out.append, colour=True)
+    ask.show(tokenizer, Problem("", "?", "", "", None), iter(tokenizer.encode(RESPONSE)),
+             out.append, colour=True)
     shown = "".join(out).replace(f"{ask.PLAIN}{ask.BLUE}", "")
     assert f"{ask.RED} [rejected: 7]" in shown and f"{ask.GREEN} [accepted: 6]{ask.PLAIN}" in shown
     blue = re.findall(re.escape(ask.BLUE) + "(.*?)" + re.escape(ask.PLAIN), shown, re.DOTALL)
-    assert any("Put in 7: 41." in text for text in blue) and not any("The answer is 6." in text for text in blue)
+    assert any("Put in 7: 41." in text for text in blue)
+    assert not any("The answer is 6." in text for text in blue)
     assert shown.endswith("(cut by --max-new-tokens)\n")
 
 
 def test_picture(tmp_path):
-    """Bug: the picture shows a response that corrects nothing, colours an answer by the rule instead of the verdict on it, loses text, or is no XML."""
+    """Bug: the picture shows a response that corrects nothing, colours an answer by the rule
+    instead of the verdict on it, loses text, or is no XML."""
     tokenizer = byte_tokenizer()
-    row = lambda text, gold, question="Is 1 < 2 & 3?": as_row(parse(Problem("", question, gold, "", None), tokenizer.encode(text), True, tokenizer), tokenizer)
-    once = "The answer is 6.\n\nWait, let me recheck my solution.\n\nTherefore, the answer is correct."
+
+    def row(text, gold, question="Is 1 < 2 & 3?"):
+        return as_row(parse(Problem("", question, gold, "", None), tokenizer.encode(text), True,
+                            tokenizer), tokenizer)
+    once = ("The answer is 6.\n\nWait, let me recheck my solution.\n\n"
+            "Therefore, the answer is correct.")
     (tmp_path / "run").mkdir()
-    write_jsonl(tmp_path / "run" / "responses.jsonl", [row(once, "6"), row(RESPONSE, "7"), row(RESPONSE, "6")])
+    write_jsonl(tmp_path / "run" / "responses.jsonl",
+                [row(once, "6"), row(RESPONSE, "7"), row(RESPONSE, "6")])
     picture.main([str(tmp_path / "run"), "--out", str(tmp_path / "a.svg")])
-    drawn = [(text.get("fill"), text.text) for text in ElementTree.parse(tmp_path / "a.svg").getroot().iter("{http://www.w3.org/2000/svg}text")]
+    root = ElementTree.parse(tmp_path / "a.svg").getroot()
+    drawn = [(text.get("fill"), text.text)
+             for text in root.iter("{http://www.w3.org/2000/svg}text")]
     assert [text for _, text in drawn] == ["Is 1 < 2 & 3?", *RESPONSE.split("\n\n")]
     styles = ["question", "rejected", "phrase", "verify", "phrase", "accepted", "phrase", "verify"]
     assert [colour for colour, _ in drawn] == [picture.COLOURS[style] for style in styles]

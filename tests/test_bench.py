@@ -1,4 +1,5 @@
-"""The benchmark counts what its docstring says, and refuses to time what does not compute the same. No clock is read here."""
+"""The benchmark counts what its docstring says, and refuses to time what does not compute the same.
+No clock is read here."""
 import random
 
 import pytest
@@ -8,6 +9,7 @@ from test_sampler import save_policy, tiny_model
 from nanoverify.bench import bench, cuda
 from nanoverify.checkpoint import load_model
 from nanoverify.model import Transformer
+from nanoverify.sampler import Sampling
 from nanoverify.support.files import InputError
 from nanoverify.tokenizer import Tokenizer
 
@@ -26,19 +28,25 @@ def test_sizes():
 
 
 def test_training_operations():
-    """Bug: the backward pass is left out, attention grows with padding or without the causal half."""
+    """Bug: the backward pass is left out, attention grows with padding or without the causal
+    half."""
     # lengths 2 and 3: (0, 0), (1, 0), (1, 1) are 3 looks, and 6
-    assert bench.training_operations(CONFIG, [2, 3], 4) == 6 * LAYERS * 5 + 6 * HEAD * 4 + 3 * PAIR * 9
+    assert bench.training_operations(CONFIG, [2, 3],
+                                     4) == 6 * LAYERS * 5 + 6 * HEAD * 4 + 3 * PAIR * 9
 
 
 def test_decoding_work():
-    """Bug: weights count once per token and not once per step, prompts once per sample, the cache without its values."""
-    # a prompt of 3 tokens with responses of 2 and 4: 1 and 3 tokens are fed, which look at 4; 4, 5 and 6 tokens
+    """Bug: weights count once per token and not once per step, prompts once per sample, the cache
+    without its values."""
+    # a prompt of 3 tokens with responses of 2 and 4: 1 and 3 tokens are fed, which look at 4; 4, 5
+    # and 6 tokens
     kv = 2 * 2 * 2 * 8 * 2  # keys and values, 2 layers, 2 heads of size 8, bf16
     operations = 2 * LAYERS * (3 + 4) + 2 * HEAD * 6 + PAIR * (6 + 19)
-    assert bench.decoding_work(CONFIG, [3], [[2, 4]], rows=2, size=2) == (3 * (2 * LAYERS + 4 * HEAD) + 19 * kv, operations)
+    assert bench.decoding_work(CONFIG, [3], [[2, 4]], rows=2,
+                               size=2) == (3 * (2 * LAYERS + 4 * HEAD) + 19 * kv, operations)
     # one row at a time: 4 steps
-    assert bench.decoding_work(CONFIG, [3], [[2, 4]], rows=1, size=2) == (4 * (2 * LAYERS + 4 * HEAD) + 19 * kv, operations)
+    assert bench.decoding_work(CONFIG, [3], [[2, 4]], rows=1,
+                               size=2) == (4 * (2 * LAYERS + 4 * HEAD) + 19 * kv, operations)
 
 
 def test_operations():
@@ -58,15 +66,19 @@ def test_operations():
 def test_take_turns():
     """Bug: the first round is counted, or all of ours runs before all of the peer."""
     calls = []
-    runs = bench.take_turns({name: lambda number, name=name: calls.append(name) or (name, number) for name in ("ours", "peer")}, 2)
+    runs = bench.take_turns({name: lambda number, name=name: calls.append(name) or (name, number)
+                             for name in ("ours", "peer")}, 2)
     assert calls == ["ours", "peer"] * 3
     assert runs == {"ours": [("ours", 1), ("ours", 2)], "peer": [("peer", 1), ("peer", 2)]}
 
 
 def test_table_takes_the_faster_peer():
-    """Bug: the ratio is upside down, or the slower peer is chosen to look better; the limit is that of memory alone."""
-    runs = {"ours": [(2.0, 10, 4, 6), (1.0, 10, 2, 3), (1.0, 10, 2, 3)], "slow": [(9.0, 10, 0, 0)] * 3, "fast": [(4.0, 10, 0, 0)] * 3}
-    [row] = bench.table_rows("sample", runs, (10.0, 5.0), {"tokens/s": lambda seconds, tokens: tokens / seconds})
+    """Bug: the ratio is upside down, or the slower peer is chosen to look better; the limit is that
+    of memory only."""
+    runs = {"ours": [(2.0, 10, 4, 6), (1.0, 10, 2, 3), (1.0, 10, 2, 3)],
+            "slow": [(9.0, 10, 0, 0)] * 3, "fast": [(4.0, 10, 0, 0)] * 3}
+    [row] = bench.table_rows("sample", runs, (10.0, 5.0),
+                             {"tokens/s": lambda seconds, tokens: tokens / seconds})
     assert row == "| sample (tokens/s) | 10.00 | 2.50 (fast) | 4.00 (2.00 to 4.00) | 60% |"
 
 
@@ -80,22 +92,29 @@ def pair(tmp_path_factory):
 def rows(count=3):
     """(prompt ids, response ids, loss mask, line) of mixed length."""
     rng = random.Random(0)
-    ids = lambda n: [rng.randrange(200) for _ in range(n)]
-    return [(ids(3 + i), ids(5 + 4 * i), [int(t > i) for t in range(5 + 4 * i)], i) for i in range(count)]
+
+    def ids(n):
+        return [rng.randrange(200) for _ in range(n)]
+    return [(ids(3 + i), ids(5 + 4 * i), [int(t > i) for t in range(5 + 4 * i)], i)
+            for i in range(count)]
 
 
 PROMPTS = [row[0] for row in rows()]
 
 
 def test_equal_models_are_timed(pair):
-    """Bug: left padding or the labels of the peer are wrong, so that the comparison stops every benchmark."""
+    """Bug: left padding or the labels of the peer are wrong, so that the comparison stops every
+    benchmark."""
     folder, tokenizer, peer = pair
     bench.compare(load_model(folder), tokenizer, peer, PROMPTS, 12, rows())
 
 
-@pytest.mark.parametrize("prompts, batch, message", [(PROMPTS, (), "greedy texts .* differ for prompts"), ([], rows(), "masked loss is")])
+@pytest.mark.parametrize("prompts, batch, message",
+                         [(PROMPTS, (), "greedy texts .* differ for prompts"),
+                          ([], rows(), "masked loss is")])
 def test_different_models_are_not_timed(pair, prompts, batch, message, monkeypatch):
-    """Bug: the comparison cannot fail: a speed is printed for a model that computes something else."""
+    """Bug: the comparison cannot fail: a speed is printed for a model that computes something
+    else."""
     folder, tokenizer, peer = pair
     model = load_model(folder)
     model.model["layers"][1].mlp.down_proj.weight.data.mul_(1.5)
@@ -107,19 +126,22 @@ def test_without_peers(pair, tmp_path, monkeypatch, capsys):
     """Bug: where transformers and TRL are not installed, nothing is measured at all."""
     folder, *_ = pair
     monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
-    bench.main(["--model", folder, "--parts", "sample", "sample-large", "rl", "--prompts", "8", "--repeat", "1", "--max-new-tokens", "4"])
+    bench.main(["--model", folder, "--parts", "sample", "sample-large", "rl", "--prompts", "8",
+                "--repeat", "1", "--max-new-tokens", "4"])
     out = capsys.readouterr().out
     assert "sample-large is skipped" in out and out.count("is not installed") == 2
     table = [line.split(" | ") for line in out.splitlines() if line.startswith("| ")][1:]
-    assert [row[0] for row in table] == ["| sample (tokens/s)", "| rl (s a step)", "| rl (s for 1,000 tokens)"]
+    assert [row[0] for row in table] == ["| sample (tokens/s)", "| rl (s a step)",
+                                         "| rl (s for 1,000 tokens)"]
     assert all(row[2:] == ["-", "-", "- |"] for row in table)
 
 
 def test_trl_takes_one_rollout_and_its_steps(pair):
-    """Bug: the peer samples anew for each optimizer step, or its tokens are not counted."""
+    """Bug: the peer samples again for each optimizer step, or its tokens are not counted."""
     for package in ("trl", "datasets"):
         pytest.importorskip(package)
     folder, *_ = pair
-    args = bench.train_rl.flags(["--model", folder, "--device", "cpu", "--max-new-tokens", "4", "--prompts", "4"])
-    seconds, tokens, *_ = bench.trl_step(bench.make_puzzles("train", 4, 0), args, False, 0)
+    problems = bench.make_puzzles("train", 4, 0)
+    drawing = Sampling(4, samples=8)
+    seconds, tokens, *_ = bench.trl_step(problems, folder, "cpu", drawing, 4, False, 0)
     assert seconds > 0 and 32 <= tokens <= 4 * 32

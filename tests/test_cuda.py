@@ -25,7 +25,7 @@ from nanoverify import evaluate, ppo, sampler, scoring
 from nanoverify import model as model_file
 from nanoverify.checkpoint import load_model, save_model
 from nanoverify.rollout import PPO, log_probs, rollout_of
-from nanoverify.sampler import generate
+from nanoverify.sampler import Sampling, generate
 from nanoverify.support import decoding, kernels
 from nanoverify.support.files import read_jsonl, write_jsonl
 from nanoverify.support.stage import clipped_step, load
@@ -90,8 +90,9 @@ STOPS = set(range(12))
 def texts(policy, device, **settings):
     """Texts of different lengths, of more rows than the batch holds."""
     model = load_model(policy, device)
-    rows = generate(model, PROMPTS[:5], 2, 18, STOPS, Tokenizer.load(policy).vocab_size, seed=1,
-                    batch_size=6, **settings)
+    rows = generate(model, PROMPTS[:5], Sampling(18, samples=2, stop_ids=STOPS,
+                                                 vocab_size=Tokenizer.load(policy).vocab_size,
+                                                 seed=1, batch_size=6, **settings))
     return [sample for row in rows for sample in row]
 
 
@@ -120,12 +121,13 @@ def sft_setup(policy, device, rows, *flags):
     torch.set_float32_matmul_precision("highest")
     base = load_model(policy, device).requires_grad_(False) if args.kl else None
     optimizer = careful(torch.optim.AdamW(model.parameters(), fused=True))
-    return SimpleNamespace(model=model, base=base, batch=rows, optimizer=optimizer, args=args,
+    return SimpleNamespace(model=model, base=base, batch=rows, optimizer=optimizer,
+                           settings=train_sft.SFT(args.micro_tokens, args.kl),
                            vocab_size=tokenizer.vocab_size)
 
 
 def sft_update(s) -> list[float]:
-    loss, kl, _ = train_sft.accumulate(s.model, s.base, s.batch, s.vocab_size, s.args)
+    loss, kl, _ = train_sft.accumulate(s.model, s.base, s.batch, s.vocab_size, s.settings)
     return [loss, kl, clipped_step(s.model, s.optimizer, "here")]
 
 
@@ -145,7 +147,7 @@ def rl_setup(policy, device, groups, *flags):
     model, tokenizer = load(args)
     torch.set_float32_matmul_precision("highest")
     reference = copy.deepcopy(model).requires_grad_(False) if args.beta else None
-    value_head, optimizer = train_rl.learner(model, args)
+    value_head, optimizer = train_rl.learner(model, args.advantage == "gae", args.lr)
     settings = PPO(tokenizer.vocab_size, args.temperature, args.epochs, args.minibatches, args.clip,
                    args.micro_tokens)
     rules = train_rl.Rules(args.reward, args.advantage == "gae", args.beta, args.plain)
@@ -155,7 +157,7 @@ def rl_setup(policy, device, groups, *flags):
 
 
 def rl_update(s) -> dict:
-    """Score, weigh and update: all of a step behind the sampling. -> vital signs"""
+    """Score, weigh and update: all of a step after the sampling. -> vital signs"""
     train_rl.score(s.rollout, s.model, s.reference, s.value_head, s.settings)
     train_rl.weigh(s.rollout, s.rules, random.Random(0))
     return train_rl.update(s.model, s.value_head, s.optimizer, s.rollout, s.settings,
@@ -219,7 +221,8 @@ def assert_same_step(ours, theirs):
     assert ours.keys() == theirs.keys()
     for name, expected in theirs.items():
         error = 1e-3 if name.startswith("signs") else 1e-4
-        close(ours[name], expected, rtol=error, atol=error, msg=lambda said: f"{name}: {said}")
+        close(ours[name], expected, rtol=error, atol=error,
+              msg=lambda said, name=name: f"{name}: {said}")
 
 
 STEPS = [(sft_step, []), (sft_step, ["--kl", "0.1", "--recompute"]), (rl_step, []),
@@ -255,7 +258,7 @@ def test_a_saved_model_is_the_loaded_one(policy, tmp_path):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_stream_is_that_of_a_cpu(temperature, policy):
-    """Bug: a single response, watched while it comes, works on the CPU alone."""
+    """Bug: a single response, watched while it comes, works only on the CPU."""
     tokenizer = Tokenizer.load(policy)
 
     def stream(device):
@@ -338,7 +341,7 @@ def small(policy, tmp_path, monkeypatch):
 
 
 def test_stage_1_runs(small):
-    """Bug: SFT, or going on with it, works on the CPU alone."""
+    """Bug: SFT, or resuming it, works only on the CPU."""
     response = f"The answer is 2.\n\n{RECHECK}\n\n{VERDICTS[True]}"
     write_jsonl("data.jsonl", [{"id": str(i), "question": f"1 + {i}?", "answer": "2",
                                 "response": response} for i in range(4)])
@@ -353,7 +356,7 @@ def test_stage_1_runs(small):
 @pytest.mark.parametrize("flags", [["--reward", "both", "--beta", "0.1"], ["--advantage", "gae"],
                                    ["--reward", "outcome", "--offline", "4"]], ids=str)
 def test_stage_2_runs(flags, small):
-    """Bug: RL, or going on with it, works on the CPU alone."""
+    """Bug: RL, or resuming it, works only on the CPU."""
     small += ["--prompts", "2", "--samples", "2", "--count", "4", "--out", "rl",
               "--micro-tokens", "64", "--minibatches", "2", *flags]
     train_rl.main([*small, "--steps", "1"])
@@ -363,14 +366,16 @@ def test_stage_2_runs(flags, small):
 
 
 def test_stage_0_runs(small, monkeypatch):
-    """Bug: answering or verifying works on the CPU alone."""
+    """Bug: answering or verifying works only on the CPU."""
     respond, verify, asked = build_data.respond, build_data.verify, []
 
     def answers(model, tokenizer, problems, *rest):
         """Sampled as it should be; then others are put in their place that can be used."""
         asked.append(sum(len(row) for row in respond(model, tokenizer, problems, *rest)))
-        say = lambda problem, text: parse(problem, [*tokenizer.encode(f"The answer is {text}."),
-                                                    tokenizer.end_id], True, tokenizer)
+
+        def say(problem, text):
+            return parse(problem, [*tokenizer.encode(f"The answer is {text}."), tokenizer.end_id],
+                         True, tokenizer)
         return [[say(problem, problem.answer), say(problem, "77777")] for problem in problems]
 
     def checks(model, tokenizer, claims, *rest):
@@ -385,7 +390,7 @@ def test_stage_0_runs(small, monkeypatch):
 
 
 def test_evaluation_and_one_question_run(small, capsys):
-    """Bug: the programs beside the path work on the CPU alone."""
+    """Bug: the programs beside the path work only on the CPU."""
     evaluate.main([*small, "--json"])
     assert json.loads(capsys.readouterr().out)
     ask.main([*small[:-2], "1 + 1?"])
@@ -411,7 +416,8 @@ def long_texts(policy, mixed):
     """Texts of 30 tokens: one from the prompt, one from a step that is not recorded, 28 others."""
     model = load_model(policy, GPU)
     with torch.autocast("cuda", torch.bfloat16, enabled=mixed):
-        rows = generate(model, PROMPTS[:4], 1, 30, set(), Tokenizer.load(policy).vocab_size)
+        rows = generate(model, PROMPTS[:4],
+                        Sampling(30, vocab_size=Tokenizer.load(policy).vocab_size))
     return [sample for row in rows for sample in row]
 
 
@@ -441,7 +447,8 @@ def test_sampler_and_trainer_agree(policy):
     with gpu():
         model = load_model(policy, GPU)
         with kernels.autocast(GPU):
-            rows = generate(model, PROMPTS, 2, 18, STOPS, tokenizer.vocab_size, batch_size=6)
+            rows = generate(model, PROMPTS, Sampling(18, samples=2, stop_ids=STOPS,
+                                                     vocab_size=tokenizer.vocab_size, batch_size=6))
             pairs = [(prompt, sample.ids) for prompt, row in zip(PROMPTS, rows) for sample in row]
             packed = scoring.join(pairs, [[1] * len(ids) for _, ids in pairs], GPU)
             with torch.no_grad():
@@ -472,7 +479,7 @@ def test_gradients_of_packed_attention(policy, monkeypatch):
         assert (ours - plain).norm() / plain.norm() < 0.02
 
 
-pretended_only = pytest.mark.skipif(REAL, reason="seen on a pretended GPU alone")
+pretended_only = pytest.mark.skipif(REAL, reason="seen only on a pretended GPU")
 
 
 @pretended_only
@@ -510,18 +517,19 @@ SCORE = {"work": 1}  # log-probs, or values, come back
 
 def decoding_job(policy, looks):
     model = load_model(policy, GPU)
-    return lambda: generate(model, PROMPTS[:2], 1, 1 + (looks - 1) * STEPS_OF_A_LOOK, set(), 260)
+    return lambda: generate(model, PROMPTS[:2],
+                            Sampling(1 + (looks - 1) * STEPS_OF_A_LOOK, vocab_size=260))
 
 
 def sft_job(policy, parts, *flags):
-    """Stage 1's step with so many micro-batches."""
+    """Stage 1's step with this many micro-batches."""
     rows = [(PROMPTS[0], PROMPTS[2], [1] * 4, i) for i in range(parts)]
     s = sft_setup(policy, GPU, rows, *flags)
     return lambda: sft_update(s)
 
 
 def rl_job(policy, parts, *flags):
-    """Stage 2's step with so many micro-batches."""
+    """Stage 2's step with this many micro-batches."""
     groups = [[made("++"), made("--")]] * (parts // 2)
     s = rl_setup(policy, GPU, groups, "--minibatches", "1", "--micro-tokens", "1", *flags)
     return lambda: rl_update(s)
@@ -535,7 +543,7 @@ JOBS = {"decoding": (decoding_job, [], GENERATE, LOOK),
 
 
 def check(name, policy, number=4):
-    """Do it, with so many looks or micro-batches, and compare how often the host waited."""
+    """Do it, with this many looks or micro-batches, and compare how often the host waited."""
     job, flags, once, each = JOBS[name]
     with pretended_cuda.pretended_cuda() as device:
         work = job(policy, number, *flags)
@@ -665,7 +673,7 @@ def a_look_at_each_row(plant):
 
 @fault(TEXTS, TEXTS)
 def lengths_replaced(plant):
-    """Nonsense: the graph goes on writing over the same slot."""
+    """Nonsense: the graph keeps writing over the same slot."""
     def make(real):
         def advance(self):
             self.lengths = self.lengths.clone()
@@ -804,7 +812,7 @@ def returns_on_the_cpu(plant):
 
 @fault("resumed", MIXED)
 def moments_restored_on_the_cpu(plant):
-    """A run that goes on fails at its first step."""
+    """A resumed run fails at its first step."""
     def make(real):
         def restore(tensors, model, optimizer, *rest):
             real(tensors, model, optimizer, *rest)

@@ -9,13 +9,17 @@ from nanoverify.support.files import InputError
 
 
 def table(path, value=0.9):
-    columns = sorted({column for _, _, labels, *_ in figures.FIGURES.values() for column in labels.values()})
+    columns = sorted({column for _, _, labels, *_ in figures.FIGURES.values()
+                      for column in labels.values()})
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, ["arm", "seed", *columns])
         writer.writeheader()
         for arm in ("base", "SFT", "process", "both", "outcome", "shuffled"):
             for seed in range(2):
-                writer.writerow({"arm": arm, "seed": seed, **{c: "" if arm == "base" and c == "final_accuracy_level_5" else 2.5 if c.startswith("trials") else value for c in columns}})
+                writer.writerow(
+                    {"arm": arm, "seed": seed,
+                     **{c: "" if arm == "base" and c == "final_accuracy_level_5" else 2.5
+                        if c.startswith("trials") else value for c in columns}})
     return str(path)
 
 
@@ -31,9 +35,11 @@ def test_dots_stand_where_the_numbers_say():
 
 
 def test_command(tmp_path, capsys):
-    """Bug: other arms get into the figures, an empty cell stops them, or a wrong file gives a traceback."""
+    """Bug: other arms get into the figures, an empty cell stops them, or a wrong file gives a
+    traceback."""
     figures.main([table(tmp_path / "study.csv"), "--out", str(tmp_path)])
-    dots = {name: (tmp_path / f"{name}.svg").read_text().count("<circle") for name in figures.FIGURES}
+    dots = {name: (tmp_path / f"{name}.svg").read_text().count("<circle")
+            for name in figures.FIGURES}
     assert dots == {"accuracy": 5 * 2 * 7 - 2, "verification": 4 * 2 * 6, "attempts": 4 * 2 * 5}
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     (tmp_path / "binary.csv").write_bytes(b"\xc8\x00")

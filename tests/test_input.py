@@ -1,4 +1,5 @@
-"""Bad input to the scripts: exit code 2, one line on stderr that names the thing, no traceback, nothing half-written."""
+"""Bad input to the scripts: exit code 2, one line on stderr that names the thing, no traceback,
+nothing half-written."""
 import json
 import os
 import re
@@ -8,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_sampler import save_policy
 
 import build_data
 import train_rl
@@ -21,23 +21,11 @@ from nanoverify.tokenizer import Tokenizer
 from nanoverify.trajectory import RECHECK
 from nanoverify.verifier import VERDICTS, Verification
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
 ROOT = Path(__file__).parents[1]
 SMALL = ["--device", "cpu", "--max-new-tokens", "5", "--test-count", "2"]
-GOOD = {"id": "1", "question": "1 + 1?", "answer": "2", "response": f"The answer is 2.\n\n{RECHECK}\n\n{VERDICTS[True]}"}
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory):
-    return save_policy(tmp_path_factory.mktemp("input") / "policy")
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Default folders such as out/sft do not exist here, and the hub is out of reach."""
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return tmp_path / "work"
+GOOD = {"id": "1", "question": "1 + 1?", "answer": "2",
+        "response": f"The answer is 2.\n\n{RECHECK}\n\n{VERDICTS[True]}"}
 
 
 def refusal(main, argv, capsys) -> str:
@@ -54,7 +42,7 @@ def left_behind(folder):
     return sorted(path.name for path in folder.rglob("*"))
 
 
-# ---- as a user meets it: real processes ------------------------------------------------------------------------------
+# ---- as a user meets it: real processes --------------------------------------------------------
 
 @pytest.mark.parametrize("command, named", [
     (["build_data.py", "--model", "no/such/folder"], "no/such/folder"),
@@ -64,35 +52,46 @@ def left_behind(folder):
 ])
 def test_as_a_process(command, named, policy, elsewhere):
     """Bug: a traceback, exit code 0 or 1, a second line, or a folder left behind."""
-    (elsewhere / "bad.jsonl").write_text('{"id": "1", "question": "?", "answer": "2", "response": "2"}\n{"id": ')
-    command = [str(ROOT / word) if word.endswith(".py") else policy if word == "POLICY" else word for word in command]
+    (elsewhere / "bad.jsonl").write_text(
+        '{"id": "1", "question": "?", "answer": "2", "response": "2"}\n{"id": ')
+    command = [str(ROOT / word) if word.endswith(".py") else policy if word == "POLICY" else word
+               for word in command]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, timeout=120)
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and named in done.stderr, done.stderr
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True,
+                          env=environment, timeout=120)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count(
+        "\n") == 1 and named in done.stderr, done.stderr
     assert left_behind(elsewhere) == ["bad.jsonl"]
 
 
-# ---- the same through main() -----------------------------------------------------------------------------------------
+# ---- the same through main() -------------------------------------------------------------------
 
 @pytest.mark.parametrize("main", [build_data.main, train_sft.main, train_rl.main, evaluate.main])
 def test_model_is_no_checkpoint(main, policy, elsewhere, capsys):
-    """Bug: a missing folder, a file, an empty folder or another architecture is no one-line error."""
+    """Bug: a missing folder, a file, an empty folder or another architecture is no one-line
+    error."""
     write_jsonl(elsewhere / "data.jsonl", [GOOD])
     data = ["--data", "data.jsonl"] if main is train_sft.main else []
     (elsewhere / "empty").mkdir()
     (elsewhere / "other").mkdir()
-    write_json(elsewhere / "other" / "config.json", {**read_json(f"{policy}/config.json"), "architectures": ["GPT2LMHeadModel"]})
-    for model, named in (("missing", "missing"), ("data.jsonl", "data.jsonl"), ("empty", "empty"), ("other", "GPT2LMHeadModel")):
+    write_json(elsewhere / "other" / "config.json",
+               {**read_json(f"{policy}/config.json"), "architectures": ["GPT2LMHeadModel"]})
+    for model, named in (("missing", "missing"), ("data.jsonl", "data.jsonl"), ("empty", "empty"),
+                         ("other", "GPT2LMHeadModel")):
         assert named in refusal(main, ["--model", model, *SMALL, *data], capsys)
-    assert "nonsense" in refusal(main, ["--model", policy, *SMALL, *data, "--device", "nonsense"], capsys)
+    assert "nonsense" in refusal(main, ["--model", policy, *SMALL, *data, "--device", "nonsense"],
+                                 capsys)
     assert left_behind(elsewhere) == ["config.json", "data.jsonl", "empty", "other"]
 
 
 @pytest.mark.parametrize("main", [build_data.main, train_rl.main])
 def test_flags_that_make_no_sense(main, policy, elsewhere, capsys):
-    """Bug: K = 1 divides by zero in leave-one-out; temperature 0 gives K equal answers; an endless search for questions."""
-    for flags, named in ((["--samples", "1"], "--samples 1"), (["--samples", "0"], "--samples 0"), (["--samples", "-3"], "--samples -3"),
-                         (["--temperature", "0"], "--temperature"), (["--temperature", "-1"], "--temperature")):
+    """Bug: K = 1 divides by zero in leave-one-out; temperature 0 gives K equal answers; an endless
+    search for questions."""
+    for flags, named in ((["--samples", "1"], "--samples 1"), (["--samples", "0"], "--samples 0"),
+                         (["--samples", "-3"], "--samples -3"),
+                         (["--temperature", "0"], "--temperature"),
+                         (["--temperature", "-1"], "--temperature")):
         assert named in refusal(main, ["--model", policy, *SMALL, *flags], capsys)
     for flag in ("--count", "--max-new-tokens", "--batch-size", "--test-count"):
         with pytest.raises(SystemExit) as exit:
@@ -103,10 +102,13 @@ def test_flags_that_make_no_sense(main, policy, elsewhere, capsys):
 
 @pytest.mark.parametrize("main", [build_data.main, train_rl.main, evaluate.main])
 def test_questions(main, policy, elsewhere, capsys):
-    """Bug: a bad line of the questions file is not named, or the built-in puzzles are taken instead."""
-    (elsewhere / "bad.jsonl").write_text('{"question": "1?", "answer": "1"}\n\n{"question": 5, "answer": "1"}\n')
+    """Bug: a bad line of the questions file is not named, or the built-in puzzles are taken
+    instead."""
+    (elsewhere / "bad.jsonl").write_text(
+        '{"question": "1?", "answer": "1"}\n\n{"question": 5, "answer": "1"}\n')
     (elsewhere / "empty.jsonl").write_text("\n")
-    for name, reason in (("bad.jsonl", "bad.jsonl:3: "), ("empty.jsonl", "empty.jsonl: "), ("none.jsonl", "none.jsonl: ")):
+    for name, reason in (("bad.jsonl", "bad.jsonl:3: "), ("empty.jsonl", "empty.jsonl: "),
+                         ("none.jsonl", "none.jsonl: ")):
         assert reason in refusal(main, ["--model", policy, *SMALL, "--questions", name], capsys)
     assert left_behind(elsewhere) == ["bad.jsonl", "empty.jsonl"]
 
@@ -114,7 +116,8 @@ def test_questions(main, policy, elsewhere, capsys):
 @pytest.mark.parametrize("main", [build_data.main, train_rl.main, evaluate.main])
 def test_prompt_longer_than_the_context(main, policy, elsewhere, capsys):
     """Bug: positions beyond the context are used, or half a result is written before the error."""
-    write_jsonl(elsewhere / "long.jsonl", [{"question": f"{n} " + "very " * 250, "answer": "1"} for n in range(40)])
+    write_jsonl(elsewhere / "long.jsonl",
+                [{"question": f"{n} " + "very " * 250, "answer": "1"} for n in range(40)])
     flags = ["--prompts", "2"] if main is train_rl.main else []
     said = refusal(main, ["--model", policy, *SMALL, "--questions", "long.jsonl", *flags], capsys)
     assert "1024" in said and "tokens" in said
@@ -212,7 +215,8 @@ def test_a_split_that_leaves_nothing(policy, elsewhere, capsys):
 def test_overlap_is_counted(policy, elsewhere, capsys):
     """Bug: test questions that are trained on go unnoticed, for they differ in a space or a
     capital, or because stage 1 sees trajectories."""
-    rows = lambda text, *span: [{"question": text.format(n), "answer": "1"} for n in range(*span)]
+    def rows(text, *span):
+        return [{"question": text.format(n), "answer": "1"} for n in range(*span)]
     write_jsonl("train.jsonl", rows("What is  {} + 1?", 9))
     write_jsonl("test.jsonl", rows("what is {} + 1?", 7, 12))
     write_jsonl("data.jsonl", [{**GOOD, "question": "What is 8 + 1?"}])
@@ -229,43 +233,55 @@ def test_overlap_is_counted(policy, elsewhere, capsys):
 def test_too_few_questions(policy, elsewhere, capsys):
     """Bug: train_rl asks the same question twice in a step, or loops for ever."""
     write_jsonl(elsewhere / "few.jsonl", [{"question": f"{n}?", "answer": "1"} for n in range(20)])
-    assert "--prompts 30" in refusal(train_rl.main, ["--model", policy, *SMALL, "--questions", "few.jsonl", "--prompts", "30"], capsys)
+    assert "--prompts 30" in refusal(train_rl.main, ["--model", policy, *SMALL, "--questions",
+                                                     "few.jsonl", "--prompts", "30"], capsys)
 
 
-@pytest.mark.parametrize("rows, reason", [
-    ([GOOD, "{"], "data.jsonl:2: not valid JSON"),
-    ([GOOD, {**GOOD, "response": None}], "data.jsonl:2: .*response"),
-    ([{"question": "1?"}], "data.jsonl:1: "),
-    ([], "data.jsonl: "),
-    ([{**GOOD, "response": GOOD["response"] + " more" * 300}], "data.jsonl: no trajectory of at most 1024 tokens.*1 "),
-    (None, "data.jsonl: cannot be read"),
-])
+@pytest.mark.parametrize("rows, reason",
+                         [([GOOD, "{"], "data.jsonl:2: not valid JSON"),
+                          ([GOOD, {**GOOD, "response": None}], "data.jsonl:2: .*response"),
+                          ([{"question": "1?"}], "data.jsonl:1: "), ([], "data.jsonl: "),
+                          ([{**GOOD, "response": GOOD["response"] + " more" * 300}],
+                           "data.jsonl: no trajectory of at most 1024 tokens.*1 "),
+                          (None, "data.jsonl: cannot be read"),])
 def test_trajectories(rows, reason, policy, elsewhere, capsys):
     """Bug: train_sft trains on nothing, drops rows silently, or does not name the bad line."""
     if rows is not None:
-        (elsewhere / "data.jsonl").write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
-    assert re.search(reason, refusal(train_sft.main, ["--model", policy, *SMALL, "--data", "data.jsonl"], capsys))
+        (elsewhere / "data.jsonl").write_text(
+            "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    assert re.search(reason, refusal(train_sft.main,
+                                     ["--model", policy, *SMALL, "--data", "data.jsonl"], capsys))
     assert left_behind(elsewhere) == (["data.jsonl"] if rows is not None else [])
 
 
 def test_bad_lines_can_be_skipped(policy, elsewhere, capsys):
-    """Bug: --skip-bad-lines still stops, skips good lines as well, or does not say how many it left out."""
-    rows = ["{", json.dumps(GOOD), json.dumps({**GOOD, "response": 5}), "[]", b"\xff".decode("latin-1")]
+    """Bug: --skip-bad-lines still stops, skips good lines as well, or does not say how many it left
+    out."""
+    rows = ["{", json.dumps(GOOD), json.dumps({**GOOD, "response": 5}), "[]",
+            b"\xff".decode("latin-1")]
     (elsewhere / "data.jsonl").write_bytes("\n".join(rows).encode("latin-1"))
-    train_sft.main(["--model", policy, *SMALL, "--data", "data.jsonl", "--skip-bad-lines", "--epochs", "1"])
+    train_sft.main(["--model", policy, *SMALL, "--data", "data.jsonl", "--skip-bad-lines",
+                    "--epochs", "1"])
     shown = capsys.readouterr()
-    assert "1 trajectories" in shown.out and "4 left out, the first: data.jsonl:1: not valid JSON" in shown.err
+    assert "1 trajectories" in shown.out
+    assert "4 left out, the first: data.jsonl:1: not valid JSON" in shown.err
     bad = []
-    (elsewhere / "q.jsonl").write_text('{"question": "1?"}\n{"question": "1 + 1?", "answer": 2, "id": 1}\n{"question": "2?", "answer": "2", "id": "1"}\n')
-    assert [problem.question for problem in read_problems(["q.jsonl"], bad)] == ["1 + 1?"] and len(bad) == 2
+    (elsewhere / "q.jsonl").write_text(
+        '{"question": "1?"}\n{"question": "1 + 1?", "answer": 2, "id": 1}\n'
+        '{"question": "2?", "answer": "2", "id": "1"}\n')
+    assert [problem.question for problem in read_problems(["q.jsonl"], bad)] == ["1 + 1?"]
+    assert len(bad) == 2
     assert "q.jsonl:1" in bad[0] and "used before" in bad[1]
 
 
 def test_no_right_answer_leaves_nothing(policy, elsewhere, capsys):
-    """Bug: build_data writes an empty data set, or leaves its temporary folder, when no trajectory can be composed."""
+    """Bug: build_data writes an empty data set, or leaves its temporary folder, when no trajectory
+    can be composed."""
     (elsewhere / "out" / "data").mkdir(parents=True)
     write_json(elsewhere / "out" / "data" / "arguments.json", {"an earlier": "output"})
-    said = refusal(build_data.main, ["--model", policy, *SMALL, "--count", "3", "--samples", "2", "--overwrite"], capsys)
+    said = refusal(build_data.main,
+                   ["--model", policy, *SMALL, "--count", "3", "--samples", "2", "--overwrite"],
+                   capsys)
     assert "no trajectory" in said and "no right answer among the samples" in said
     assert read_json(elsewhere / "out" / "data" / "arguments.json") == {"an earlier": "output"}
     assert left_behind(elsewhere) == ["arguments.json", "data", "out"]
@@ -279,19 +295,24 @@ def test_foreign_files_in_the_way(main, policy, elsewhere, capsys):
     (elsewhere / "mine" / "thesis.txt").write_text("precious")
     data = ["--data", "data.jsonl"] if main is train_sft.main else []
     for out in ("mine", "data.jsonl"):
-        assert f"--out {out}" in refusal(main, ["--model", policy, *SMALL, *data, "--out", out], capsys)
+        assert f"--out {out}" in refusal(main, ["--model", policy, *SMALL, *data, "--out", out],
+                                         capsys)
     assert left_behind(elsewhere) == ["data.jsonl", "mine", "thesis.txt"]
 
 
 def test_responses_cannot_be_written(policy, elsewhere, capsys):
-    """Bug: evaluate ends in a traceback, after all the work, because the folder of --responses does not exist."""
-    assert "none" in refusal(evaluate.main, ["--model", policy, *SMALL, "--responses", "none/responses.jsonl"], capsys)
+    """Bug: evaluate ends in a traceback, after all the work, because the folder of --responses does
+    not exist."""
+    assert "none" in refusal(evaluate.main,
+                             ["--model", policy, *SMALL, "--responses", "none/responses.jsonl"],
+                             capsys)
 
 
-# ---- output folders --------------------------------------------------------------------------------------------------
+# ---- output folders ----------------------------------------------------------------------------
 
 def test_output_folder(elsewhere):
-    """Bug: an interrupted run leaves half a folder, or has already deleted the earlier one; a finished one keeps stale files."""
+    """Bug: an interrupted run leaves half a folder, or has already deleted the earlier one; a
+    finished one keeps stale files."""
     for words in ("first", "second"):
         with output_folder("a/b", overwrite=True) as folder:
             (folder / words).write_text(words)
@@ -310,19 +331,24 @@ def test_output_folder(elsewhere):
 
 
 def test_output_folder_of_a_run_with_state(elsewhere):
-    """Bug: an interrupted run's state is thrown away, silently begun anew, or not found again; a finished run cannot go on."""
+    """Bug: an interrupted run's state is thrown away, silently begun again, or not found again; a
+    finished run cannot continue."""
     with pytest.raises(ValueError), output_folder("out") as folder:
         (folder / "state" / "00000001").mkdir(parents=True)
         raise ValueError
-    with pytest.raises(InputError, match="out.part: exists; --resume goes on with it, --overwrite"), output_folder("out"):
+    with pytest.raises(
+        InputError,
+        match="out.part: exists; --resume continues it, --overwrite"), output_folder("out"):
         pass
-    for words in ("first", "second"):  # the second goes on with the finished one
+    for words in ("first", "second"):  # the second continues the finished one
         with output_folder("out", resume=True) as folder:
-            assert (folder / "state").is_dir() and (folder / "first").exists() == (words == "second")
+            assert (folder / "state").is_dir()
+            assert (folder / "first").exists() == (words == "second")
             (folder / words).write_text(words)
             write_json(folder / "arguments.json", {})
-    assert left_behind(elsewhere) == ["00000001", "arguments.json", "first", "out", "second", "state"]
-    with output_folder("new", resume=True) as folder:  # nothing to go on with: a new run
+    assert left_behind(elsewhere) == ["00000001", "arguments.json", "first", "out", "second",
+                                      "state"]
+    with output_folder("new", resume=True) as folder:  # nothing to continue: a new run
         write_json(folder / "arguments.json", {})
     with output_folder("out", overwrite=True) as folder:
         write_json(folder / "arguments.json", {})
@@ -330,7 +356,8 @@ def test_output_folder_of_a_run_with_state(elsewhere):
 
 
 def test_output_folder_in_odd_places(elsewhere):
-    """Bug: '.', a link or a folder under a file ends in a traceback, for a link only after the whole run."""
+    """Bug: '.', a link or a folder under a file ends in a traceback, for a link only after the
+    whole run."""
     (elsewhere / "file").write_text("")
     with pytest.raises(InputError, match="file/out"), output_folder("file/out"):
         pass

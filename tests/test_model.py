@@ -1,20 +1,23 @@
-"""The model against transformers, an independent implementation: logits, padding, gradients, for each family."""
+"""The model against transformers, an independent implementation: logits, padding, gradients, for
+each family."""
 import pytest
 import torch
 import torch.nn.functional as F
 import transformers
 
 from nanoverify.checkpoint import load_config, load_model
-from nanoverify.sampler import generate
+from nanoverify.sampler import Sampling, generate
 from nanoverify.support.files import InputError, read_json, write_json
 from nanoverify.support.kernels import chunked_attention
 
 torch.set_num_threads(1)
 
-SIZES = dict(vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4,
-             num_key_value_heads=2, max_position_embeddings=512, bos_token_id=1, eos_token_id=2)
+SIZES = dict(vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=3,
+             num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
+             bos_token_id=1, eos_token_id=2)
+# so short that all three bands of wavelengths occur
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 64}  # so short that all three bands of wavelengths occur
+          "original_max_position_embeddings": 64}
 FAMILIES = {
     "llama": ("Llama", dict(num_key_value_heads=4)),
     "llama-grouped": ("Llama", dict()),
@@ -23,7 +26,8 @@ FAMILIES = {
     "llama-head-dim": ("Llama", dict(head_dim=20)),
     "llama-theta": ("Llama", dict(rope_scaling={"rope_type": "default", "rope_theta": 500000.0})),
     "llama-llama3-rope": ("Llama", dict(rope_scaling={**LLAMA3, "rope_theta": 10000.0})),
-    "llama-linear-rope": ("Llama", dict(rope_scaling={"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0})),
+    "llama-linear-rope": ("Llama", dict(rope_scaling={"rope_type": "linear", "factor": 4.0,
+                                                      "rope_theta": 10000.0})),
     "qwen2": ("Qwen2", dict(tie_word_embeddings=True)),
     "qwen3": ("Qwen3", dict(head_dim=16)),
     "mistral": ("Mistral", dict(sliding_window=None, head_dim=16)),
@@ -41,8 +45,10 @@ def pair(request, tmp_path_factory):
     name, settings = FAMILIES[request.param]
     folder = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(0)
-    theirs = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**{**SIZES, **settings}))
-    for parameter in theirs.parameters():  # biases start at 0 and norms at 1, which would hide their absence
+    theirs = getattr(transformers, f"{name}ForCausalLM")(
+        getattr(transformers, f"{name}Config")(**{**SIZES, **settings}))
+    # biases start at 0 and norms at 1, which would hide their absence
+    for parameter in theirs.parameters():
         parameter.data = torch.randn_like(parameter) * 0.3 + (0 if parameter.dim() > 1 else 0.5)
     theirs.save_pretrained(folder)
     return load_model(folder), theirs.eval()
@@ -53,7 +59,8 @@ def random_ids(*shape):
 
 
 def test_logits(pair):
-    """Bug: rotary order, norm, bias or head grouping differs from the checkpoint's family. 300 positions, so that scaled angles matter."""
+    """Bug: rotary order, norm, bias or head grouping differs from the checkpoint's family. 300
+    positions, so that scaled angles matter."""
     ours, theirs = pair
     ids = random_ids(2, 300)
     with torch.no_grad():
@@ -69,7 +76,8 @@ def test_right_padding_needs_no_mask(pair):
 
 
 def test_left_padded_batch(pair):
-    """Bug: padding is attended to, shifts the positions, or makes NaN; each row must also equal itself alone."""
+    """Bug: padding is attended to, shifts the positions, or makes NaN; each row must also equal
+    only itself."""
     ours, theirs = pair
     lengths = [11, 4, 1]
     ids, mask = random_ids(3, 11), torch.tensor([[0] * (11 - n) + [1] * n for n in lengths])
@@ -78,7 +86,8 @@ def test_left_padded_batch(pair):
         torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], atol=1e-4, rtol=0)
         assert torch.isfinite(found).all()
         for row, n in enumerate(lengths):
-            torch.testing.assert_close(found[row, -n:], ours(ids[row:row + 1, -n:])[0], atol=1e-4, rtol=0)
+            torch.testing.assert_close(found[row, -n:], ours(ids[row:row + 1, -n:])[0], atol=1e-4,
+                                       rtol=0)
 
 
 class GrowingCache:
@@ -94,12 +103,15 @@ class GrowingCache:
         return torch.full((1, 1, T, self.length + T), float("-inf")).triu(self.length + 1)
 
     def append(self, layer, *new):
-        self.stored[layer] = [torch.cat(pair, dim=2) for pair in zip(self.stored[layer], new)] if layer in self.stored else new
+        self.stored[layer] = [torch.cat(pair, dim=2)
+                              for pair in zip(self.stored[layer],
+                                              new)] if layer in self.stored else new
         return self.stored[layer]
 
 
 def test_cached_equals_full(pair):
-    """Bug: a cached key lacks its rotation, positions start again, or what a cache holds is not seen."""
+    """Bug: a cached key lacks its rotation, positions start again, or what a cache holds is not
+    seen."""
     ours, theirs = pair
     ids, cache, parts = random_ids(2, 12), GrowingCache(), []
     with torch.no_grad():
@@ -110,19 +122,24 @@ def test_cached_equals_full(pair):
 
 
 def test_greedy_text_equals_transformers(pair):
-    """Bug: a family's own parts (norms of q and k, biases, scaled angles) are right in the full forward but not when decoding from the cache."""
+    """Bug: a family's own parts (norms of q and k, biases, scaled angles) are right in the full
+    forward but not when decoding from the cache."""
     ours, theirs = pair
     prompts = [random_ids(n).tolist() for n in (5, 17, 9)]
-    found = generate(ours, prompts, 1, 64, {SIZES["vocab_size"]}, SIZES["vocab_size"], temperature=0)
+    found = generate(ours, prompts, Sampling(64, 0, stop_ids={SIZES["vocab_size"]},
+                                             vocab_size=SIZES["vocab_size"]))
     for prompt, (sample,) in zip(prompts, found):
-        expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=0)
+        expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=64, do_sample=False,
+                                   eos_token_id=None, pad_token_id=0)
         assert sample.ids == expected[0, len(prompt):].tolist()
 
 
 def test_gradients(pair):
-    """Bug: something is detached, tied weights get half their gradient, or padding leaks into the loss."""
+    """Bug: something is detached, tied weights get half their gradient, or padding leaks into the
+    loss."""
     losses = []
-    ids, trained = random_ids(2, 10), torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1, 1, 0, 0]]).bool()
+    ids = random_ids(2, 10)
+    trained = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1, 1, 0, 0]]).bool()
     for model in pair:
         model.zero_grad()
         out = model(ids)
@@ -133,25 +150,30 @@ def test_gradients(pair):
     ours, theirs = (dict(model.named_parameters()) for model in pair)
     assert ours.keys() == theirs.keys()
     for name in ours:
-        torch.testing.assert_close(ours[name].grad, theirs[name].grad, atol=1e-4, rtol=1e-4, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(ours[name].grad, theirs[name].grad, atol=1e-4, rtol=1e-4,
+                                   msg=lambda m, name=name: f"{name}: {m}")
 
 
 @pytest.mark.parametrize("T", [1, 7, 8, 9, 37])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_chunked_attention(T, kv_heads):
-    """Bug: a chunk sees its future, loses keys of earlier chunks, or reads another head's keys; in values or in gradients."""
+    """Bug: a chunk sees its future, loses keys of earlier chunks, or reads another head's keys; in
+    values or in gradients."""
     torch.manual_seed(T)
-    q, k, v = (torch.randn(3, heads, T, 16, requires_grad=True) for heads in (4, kv_heads, kv_heads))
+    q, k, v = (torch.randn(3, heads, T, 16, requires_grad=True)
+               for heads in (4, kv_heads, kv_heads))
     weights = torch.randn(3, 4, T, 16)
     found = chunked_attention(q, k, v, size=8)
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    for ours, theirs in zip(*(torch.autograd.grad((y * weights).sum(), (q, k, v)) for y in (found, expected))):
+    for ours, theirs in zip(*(torch.autograd.grad((y * weights).sum(), (q, k, v))
+                              for y in (found, expected))):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
 def test_bf16_stays_near_fp32(pair):
-    """Bug: what bf16 training on a CPU computes differs from the fp32 model by more than rounding (another mask or scale)."""
+    """Bug: what bf16 training on a CPU computes differs from the fp32 model by more than rounding
+    (another mask or scale)."""
     ours, _ = pair
     ids = random_ids(2, 150)
     with torch.no_grad():
@@ -166,10 +188,12 @@ QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True}
 
 
 @pytest.mark.parametrize("settings, named", [
-    ({"architectures": ["GemmaForCausalLM"]}, ["GemmaForCausalLM", "LlamaForCausalLM", "Qwen3ForCausalLM"]),
+    ({"architectures": ["GemmaForCausalLM"]},
+     ["GemmaForCausalLM", "LlamaForCausalLM", "Qwen3ForCausalLM"]),
     ({"architectures": None, "model_type": "gpt2"}, ["None", "LlamaForCausalLM"]),
     ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, ["rope_scaling", "yarn", "llama3"]),
-    ({"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, ["rope_scaling", "dynamic"]),
+    ({"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+     ["rope_scaling", "dynamic"]),
     ({**MISTRAL, "sliding_window": 511}, ["sliding_window", "511", "MistralForCausalLM"]),
     ({**MISTRAL, "max_position_embeddings": 8192}, ["sliding_window", "4096"]),
     ({**MISTRAL, "sliding_window": "long"}, ["sliding_window", "long"]),
@@ -185,7 +209,8 @@ QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True}
     ({"hidden_size": None}, ["config.json"]),
 ])
 def test_refused_by_name(settings, named, tmp_path):
-    """Bug: a setting that changes the result is passed over, and the model is silently another one."""
+    """Bug: a setting that changes the result is passed over, and the model is silently another
+    one."""
     transformers.LlamaConfig(**SIZES, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
     write_json(tmp_path / "config.json", {**read_json(tmp_path / "config.json"), **settings})
     with pytest.raises(InputError) as error:
@@ -207,10 +232,13 @@ def test_settings_that_do_not_matter_are_ignored(settings, tmp_path):
 
 
 def test_transformers_4_spelling_of_rope(tmp_path):
-    """Bug: rope_theta beside rope_scaling, as every released folder has it, is read as the default."""
+    """Bug: rope_theta beside rope_scaling, as every released folder has it, is read as the
+    default."""
     transformers.LlamaConfig(**SIZES, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
     raw = read_json(tmp_path / "config.json")
     del raw["rope_parameters"]
-    write_json(tmp_path / "config.json", {**raw, "rope_theta": 5e5, "rope_scaling": {**LLAMA3, "type": "llama3"}})
+    write_json(tmp_path / "config.json",
+               {**raw, "rope_theta": 5e5, "rope_scaling": {**LLAMA3, "type": "llama3"}})
     config = load_config(tmp_path)
-    assert config.rope_theta == 5e5 and config.rope_scaling["rope_type"] == "llama3" and config.rope_scaling["factor"] == 8.0
+    assert config.rope_theta == 5e5 and config.rope_scaling["rope_type"] == "llama3"
+    assert config.rope_scaling["factor"] == 8.0

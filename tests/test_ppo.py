@@ -32,7 +32,7 @@ def made(signs: str, finished=True, tokens=2, no_verdict=()) -> Trajectory:
 FOUR = [made(signs) for signs in ("++", "-+++", "--", "+--+")]  # method.md, section 6
 
 
-# ---- rewards ----------------------------------------------------------------------------------
+# ---- rewards -----------------------------------------------------------------------------------
 
 def test_rewards():
     """Bug: a sign is flipped, a missing verdict earns something, a cut response keeps its last."""
@@ -76,7 +76,7 @@ def test_metrics_of_the_four():
     assert {key: found[key] for key in expected} == pytest.approx(expected)
 
 
-# ---- advantages -------------------------------------------------------------------------------
+# ---- advantages --------------------------------------------------------------------------------
 
 def test_leave_one_out():
     """Bug: the baseline contains the sample itself, or other questions; equal rewards give no 0."""
@@ -166,7 +166,7 @@ def test_explained_variance():
     assert ppo.explained_variance(returns[:1], returns[:1]) == 0.0
 
 
-# ---- losses -----------------------------------------------------------------------------------
+# ---- losses ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("A", [1.0, -1.0])

@@ -21,29 +21,33 @@ def test_accepts_compares_with_the_gold_answer():
 
 
 def test_accepts_by_rule():
-    """Bug: an expression is compared with one gold text, so that other right ones are wrong; a number is left out, used
-    twice or invented; the value alone, or the right side of an equation, is believed."""
+    """Bug: an expression is compared with one gold text, so that other right ones are wrong; a
+    number is left out, used twice or invented; only the value, or the right side of an equation,
+    is believed."""
     problem = Problem("1", "Make 19 from 3, 5 and 8.", "19", "countdown", 1, (3, 5, 8))
-    for right in ("3 * 8 - 5", "8 * 3 - 5", "(8)*3-5", "3 * 8 - 5 = 19", "3 \\times 8 - 5", "(3 * 8) - 5"):
+    for right in ("3 * 8 - 5", "8 * 3 - 5", "(8)*3-5", "3 * 8 - 5 = 19", "3 \\times 8 - 5",
+                  "(3 * 8) - 5"):
         assert problem.accepts(f"The answer is {right}."), right
-    for wrong in ("19", "3 + 8 + 8", "3 * 8 - 5 + 0", "3 * 8 - 5 = 20", "5 - 3 * 8", "8 + 5 + 3", "19 = 3 * 8 - 5", "24 - 5",
-                  "3 * 8 - 5 - 5", "38 - 19", ""):
+    for wrong in ("19", "3 + 8 + 8", "3 * 8 - 5 + 0", "3 * 8 - 5 = 20", "5 - 3 * 8", "8 + 5 + 3",
+                  "19 = 3 * 8 - 5", "24 - 5", "3 * 8 - 5 - 5", "38 - 19", ""):
         assert not problem.accepts(f"The answer is {wrong}."), wrong
     twice = Problem("2", "Make 9 from 4, 4 and 1.", "9", "countdown", 1, (1, 4, 4))
     assert twice.accepts("The answer is 4 + 4 + 1.") and not twice.accepts("The answer is 4 + 5.")
 
 
-@pytest.mark.parametrize("text", ["5and 3", "0x8 * 3 - 5", "8 * 3 - 5 if 1 else 0", "8 *\n3 - 5", "8 3", ""])
+@pytest.mark.parametrize(
+    "text", ["5and 3", "0x8 * 3 - 5", "8 * 3 - 5 if 1 else 0", "8 *\n3 - 5", "8 3", ""])
 def test_rule_reads_plain_expressions_only(text, recwarn):
-    """Bug: Python warns about a model's text on the user's screen, or reads numbers nobody writes."""
+    """Bug: Python warns about a model's text on the screen, or reads numbers nobody writes."""
     assert not uses_each_once(text, (3, 5, 8), 19)
     assert not recwarn.list
 
 
 def test_rule_never_runs_text():
     """Bug: a model's text is evaluated, or a hostile one raises, hangs or takes all memory."""
-    for text in ("__import__('os').getcwd()", "9**9**9**9", "9 // 3", "6 / 2", "[x for x in (3,)]", "True", "1e3", "3.0", "-3",
-                 "(" * 90 + "3" + ")" * 90, "3" * 99, "3 +", "\x00", "\ud800", "3 @ 5", "lambda: 3", "(3, 5)", "3; 5", "3\n5", "~3"):
+    for text in ("__import__('os').getcwd()", "9**9**9**9", "9 // 3", "6 / 2", "[x for x in (3,)]",
+                 "True", "1e3", "3.0", "-3", "(" * 90 + "3" + ")" * 90, "3" * 99, "3 +", "\x00",
+                 "\ud800", "3 @ 5", "lambda: 3", "(3, 5)", "3; 5", "3\n5", "~3"):
         assert not uses_each_once(text, (3, 5), 8), text
     assert uses_each_once("3 + 5", (5, 3), 8)
 
@@ -51,32 +55,42 @@ def test_rule_never_runs_text():
 def test_split_shares():
     """Bug: the hash favours one split, or fails on odd text."""
     counts = collections.Counter(split_of(f"text {i}") for i in range(10_000))
-    assert abs(counts["train"] - 8000) < 200 and abs(counts["valid"] - 500) < 110 and abs(counts["test"] - 1500) < 180
+    assert abs(counts["train"] - 8000) < 200 and abs(counts["valid"] - 500) < 110
+    assert abs(counts["test"] - 1500) < 180
     assert split_of("\ud800") in ("train", "valid", "test")
 
 
-# ---- readers --------------------------------------------------------------------------------------------------------
+# ---- readers -----------------------------------------------------------------------------------
 
 def write(path, *rows):
-    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows),
+                    encoding="utf-8")
     return path
 
 
 def test_gsm8k(tmp_path):
     """Bug: the gold answer is the whole solution, or a number from its middle."""
-    path = write(tmp_path / "gsm.jsonl", {"question": " Natalia sold 48 clips in April and half as many in May. How many? ",
-                                          "answer": "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\nAltogether 48+24 = <<48+24=72>>72.\n#### 72"})
+    path = write(tmp_path / "gsm.jsonl", {
+        "question": " Natalia sold 48 clips in April and half as many in May. How many? ",
+        "answer": "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n"
+                  "Altogether 48+24 = <<48+24=72>>72.\n#### 72"})
     (problem,) = read_problems([path])
-    assert (problem.answer, problem.family, problem.level, problem.id) == ("72", "gsm", None, "gsm-1")
-    assert problem.question.startswith("Natalia") and problem.question.endswith("How many?") and "Natalia" in SOLVE_PROMPT.format(question=problem.question)
+    assert (problem.answer, problem.family, problem.level,
+            problem.id) == ("72", "gsm", None, "gsm-1")
+    assert problem.question.startswith("Natalia") and problem.question.endswith("How many?")
+    assert "Natalia" in SOLVE_PROMPT.format(question=problem.question)
 
 
 def test_math(tmp_path):
-    """Bug: the box is cut at its first brace; level and type are lost; the answer field of MATH-500 is passed over."""
+    """Bug: the box is cut at its first brace; level and type are lost; the answer field of MATH-500
+    is passed over."""
     path = write(tmp_path / "math.jsonl",
-                 {"problem": "Half?", "level": "Level 5", "type": "Algebra", "solution": "So $x = \\boxed{\\frac{1}{2}}$."},
-                 {"problem": "Third?", "level": 3, "subject": "Algebra", "answer": "\\frac{1}{3}", "solution": "\\boxed{9}", "unique_id": "test/a/1.json"},
-                 {"problem": "What?", "level": "Level ?", "type": "Geometry", "solution": "\\boxed{4} and so \\boxed{5}"})
+                 {"problem": "Half?", "level": "Level 5", "type": "Algebra",
+                  "solution": "So $x = \\boxed{\\frac{1}{2}}$."},
+                 {"problem": "Third?", "level": 3, "subject": "Algebra", "answer": "\\frac{1}{3}",
+                  "solution": "\\boxed{9}", "unique_id": "test/a/1.json"},
+                 {"problem": "What?", "level": "Level ?", "type": "Geometry",
+                  "solution": "\\boxed{4} and so \\boxed{5}"})
     first, second, third = read_problems([path])
     assert (first.answer, first.level, first.family) == ("\\frac{1}{2}", 5, "Algebra")
     assert (second.answer, second.level, second.id) == ("\\frac{1}{3}", 3, "test/a/1.json")
@@ -86,9 +100,13 @@ def test_math(tmp_path):
 def test_plain(tmp_path):
     """Bug: numbers as answers, a BOM, CRLF, blank lines or a second file upset the reader."""
     path = tmp_path / "a.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"question": "1 + 1?", "answer": 2}\r\n\r\n{"question": "Zero?", "answer": 0, "id": 7, "family": "f", "level": 2}\r\n')
-    found = read_problems([path, write(tmp_path / "b.jsonl", {"question": "é?", "answer": "x = 1"})])
-    assert [(p.id, p.answer, p.family, p.level) for p in found] == [("a-1", "2", "a", None), ("7", "0", "f", 2), ("b-1", "x = 1", "b", None)]
+    path.write_bytes(b'\xef\xbb\xbf{"question": "1 + 1?", "answer": 2}\r\n\r\n'
+                     b'{"question": "Zero?", "answer": 0, "id": 7, "family": "f", "level": 2}\r\n')
+    found = read_problems([path,
+                           write(tmp_path / "b.jsonl", {"question": "é?", "answer": "x = 1"})])
+    assert [(p.id, p.answer, p.family, p.level)
+            for p in found] == [("a-1", "2", "a", None), ("7", "0", "f", 2),
+                                ("b-1", "x = 1", "b", None)]
 
 
 GOOD = {"question": "1 + 1?", "answer": "2"}
@@ -123,7 +141,8 @@ def test_bad_rows(row, reason, tmp_path):
     path = write(tmp_path / "bad.jsonl", {**GOOD, "id": "same"}, "", row, GOOD)
     with pytest.raises(InputError) as error:
         read_problems([path])
-    assert str(error.value).startswith(f"{path}:3: ") and reason in str(error.value) and "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{path}:3: ") and reason in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_null_is_absent(tmp_path):
@@ -167,7 +186,7 @@ def test_story_and_question(tmp_path):
 
 
 def test_several_boxes(tmp_path):
-    """Bug: of two roots in two boxes only the last is the gold answer, and whoever gives both
+    """Bug: of two roots in two boxes only the last is the gold answer, and an answer with both
     is wrong."""
     answers = {
         "So $x = \\boxed{2}$ or $x = \\boxed{\\frac{1}{3}}$.": "2, \\frac{1}{3}",
@@ -244,15 +263,19 @@ def test_other_formats_are_named(tmp_path, monkeypatch):
 
 def test_bad_files(tmp_path):
     """Bug: a missing, empty or binary file gives a traceback, or nothing to train on."""
-    for path, reason in ((tmp_path / "none.jsonl", "none.jsonl"), (tmp_path, "cannot be read"), (write(tmp_path / "empty.jsonl", "", " "), "no questions")):
+    for path, reason in ((tmp_path / "none.jsonl", "none.jsonl"), (tmp_path, "cannot be read"),
+                         (write(tmp_path / "empty.jsonl", "", " "), "no questions")):
         with pytest.raises(InputError, match=reason):
             read_problems([path])
-    (tmp_path / "binary.jsonl").write_bytes(b'{"question": "1?", "answer": "2"}\n{"question": "\xff\xfe"}')
+    (tmp_path / "binary.jsonl").write_bytes(
+        b'{"question": "1?", "answer": "2"}\n{"question": "\xff\xfe"}')
     with pytest.raises(InputError, match="binary.jsonl:2: .*UTF-8"):
         read_problems([tmp_path / "binary.jsonl"])
 
 
-@pytest.mark.parametrize("row", ['{"question": "\\ud800?", "answer": "2"}', '{"question": "?", "answer": "2", "level": "\\u00b2"}', "[" * 100_000],
+@pytest.mark.parametrize("row",
+                         ['{"question": "\\ud800?", "answer": "2"}',
+                          '{"question": "?", "answer": "2", "level": "\\u00b2"}', "[" * 100_000],
                          ids=["half a surrogate pair", "superscript as level", "deep nest"])
 def test_hostile_rows_are_no_crash(row, tmp_path):
     """Bug: an odd row ends in a traceback, here or later in the tokenizer."""

@@ -15,6 +15,7 @@ from nanoverify.checkpoint import load_model
 from nanoverify.evaluate import respond
 from nanoverify.problems import Problem
 from nanoverify.rollout import PPO, Rollout, action_values, log_probs, rollout_of
+from nanoverify.sampler import Sampling
 from nanoverify.scoring import ROUND
 from nanoverify.support.files import InputError
 from nanoverify.tokenizer import Tokenizer
@@ -97,7 +98,8 @@ def test_responses_keep_the_log_probs_they_were_drawn_with(temperature, fp32):
     tokenizer = byte_tokenizer()
     model = tiny_model(tokenizer.vocab_size, context=512)
     problems = [Problem(str(n), "why " * n, "6", "f", None) for n in (3, 1, 8, 2)]
-    record = rollout_of(respond(model, tokenizer, problems, 3, 12, temperature, seed=5), tokenizer)
+    sampling = Sampling(12, temperature, samples=3, seed=5)
+    record = rollout_of(respond(model, tokenizer, problems, sampling), tokenizer)
     assert record.sizes == [3] * 4 and len({t.problem.id for t in record.trajectories}) == 4
     assert record.old.isfinite().all()
     for i, t in enumerate(record.trajectories):
@@ -112,9 +114,7 @@ def test_responses_keep_the_log_probs_they_were_drawn_with(temperature, fp32):
         assert not record.old[i, n:].any()
 
 
-def pool_args(**changes):
-    usual = dict(samples=4, max_new_tokens=9, temperature=0.7, seed=3, batch_size=9)
-    return SimpleNamespace(**{**usual, "filter": 2, "reward": "outcome", **changes})
+FOUR_SAMPLES = Sampling(9, 0.7, samples=4, seed=3, batch_size=9)
 
 
 def test_offline_pool(monkeypatch, capsys):
@@ -126,12 +126,16 @@ def test_offline_pool(monkeypatch, capsys):
             [made("++"), made("-+"), made("-+", finished=False), broken]]
     asked = []
     monkeypatch.setattr(train_rl, "respond", lambda *rest: asked.append(rest[3:]) or rows)
-    pool = lambda **changes: train_rl.offline_pool(None, None, [PROBLEM] * 4, pool_args(**changes))
-    assert [[t for t, _ in row] for row in pool()] == [rows[3][:3]]
-    assert asked == [(4, 9, 0.7, 3, 9, "offline")]
+
+    def pool(reward):
+        return train_rl.offline_pool(None, None, [PROBLEM] * 4, FOUR_SAMPLES, reward)
+    assert [[t for t, _ in row] for row in pool("outcome")] == [rows[3][:3]]
+    assert asked == [(FOUR_SAMPLES, "offline")]
     assert "1 of 4 questions and 3 of 16 responses" in capsys.readouterr().out
     # outcomes 1, -1, -1; process rewards (1, 1), (-1, 1), (-1, -1)
-    advantages = lambda reward: [values for _, values in pool(reward=reward)[0]]
+
+    def advantages(reward):
+        return [values for _, values in pool(reward)[0]]
     assert advantages("outcome") == [about([4 / 3, 4 / 3])] + [about([-2 / 3, -2 / 3])] * 2
     process = [[4 / 3, 2 / 3], [-2 / 3, 2 / 3], [-2 / 3, -4 / 3]]
     assert advantages("process") == [about(row) for row in process]
@@ -142,7 +146,7 @@ def test_offline_baselines_are_those_of_like_questions(monkeypatch):
     """Bug: easy and hard questions share a baseline, or two of like accuracy do not."""
     rows = [[made("++")] * a + [made("--")] * (10 - a) for a in (1, 5, 5, 7)]
     monkeypatch.setattr(train_rl, "respond", lambda *rest: rows)
-    pool = train_rl.offline_pool(None, None, [PROBLEM] * 4, pool_args(samples=10))
+    pool = train_rl.offline_pool(None, None, [PROBLEM] * 4, FOUR_SAMPLES, "outcome")
     assert [row[0][1] for row in pool] == [about([2 * (1 - a / 10)] * 2) for a in (1, 5, 5, 7)]
 
 
@@ -153,7 +157,7 @@ def test_offline_accuracy_counts_rewards_of_all_samples(monkeypatch):
     cut = made("+", finished=False)
     rows = [[made("++"), cut, cut, cut], [broken, made("--"), made("--"), made("--")]]
     monkeypatch.setattr(train_rl, "respond", lambda *rest: rows)
-    pool = train_rl.offline_pool(None, None, [PROBLEM] * 2, pool_args())
+    pool = train_rl.offline_pool(None, None, [PROBLEM] * 2, FOUR_SAMPLES, "outcome")
     assert [[t for t, _ in row] for row in pool] == [rows[0], rows[1][1:]]  # 1 of 4 right in both
 
 
@@ -164,8 +168,8 @@ def test_filter_keeps_what_is_sometimes_solved(monkeypatch, capsys):
             [made("++"), cut], [made("--"), cut]]
     asked = []
     monkeypatch.setattr(train_rl, "respond", lambda *rest: asked.append(rest[3:]) or rows)
-    assert train_rl.sometimes_solved(None, None, list("abcde"), pool_args()) == ["c", "d"]
-    assert asked == [(2, 9, 0.7, 3, 9, "filter")]
+    kept = train_rl.sometimes_solved(None, None, list("abcde"), FOUR_SAMPLES)
+    assert kept == ["c", "d"] and asked == [(FOUR_SAMPLES, "filter")]
     assert "2 of 5 questions" in capsys.readouterr().out
 
 
@@ -290,7 +294,8 @@ def test_summary():
 @pytest.mark.parametrize("bf16", [False, True])
 def test_the_ratio_to_the_trainers_own_log_probs_is_exactly_1(bf16, monkeypatch):
     """Bug: log-probs come from different functions, dtypes, modes or temperatures."""
-    mixed = lambda device: torch.autocast("cpu", torch.bfloat16, enabled=bf16)
+    def mixed(device):
+        return torch.autocast("cpu", torch.bfloat16, enabled=bf16)
     monkeypatch.setattr(rollout, "autocast", mixed)
     signs = Small(0.1, settings()).update()
     assert signs["ratio_min"] == signs["ratio_max"] == 1
@@ -308,7 +313,9 @@ def test_vital_signs_by_hand(fp32):
         r.old[i] -= move * r.mask[i]
     signs, n = s.update(), [r.length(i) for i in range(8)]
     learned = sum(n[:6])  # responses without an advantage are left out
-    k3 = lambda x: math.exp(x) - 1 - x
+
+    def k3(x):
+        return math.exp(x) - 1 - x
     expected = {"ratio_max": math.exp(0.4), "ratio_min": math.exp(-0.7),
                 "clipped_high": sum(n[:2]) / learned, "clipped_low": n[4] / learned,
                 "approx_kl": sum(n[i] * k3(move) for i, move in moves.items()) / learned}
@@ -392,7 +399,7 @@ def test_workers_change_nothing(value, fp32, monkeypatch):
     after, signs = [], []
     for count in (1, 3):
         for module in (scoring, rollout):
-            monkeypatch.setattr(module, "workers", lambda model: count)
+            monkeypatch.setattr(module, "workers", lambda model, count=count: count)
         s = Small(0.1, settings(micro_tokens=3 * ROUND, minibatches=2), torch.linspace(-1, 2, 8),
                   head() if value else None)
         signs.append(s.update())
@@ -445,8 +452,8 @@ class Stub:
         for name in ("respond", "evaluate", "update"):
             monkeypatch.setattr(train_rl, name, getattr(self, name))
 
-    def respond(self, model, tokenizer, problems, samples, longest, temperature, seed, batch_size):
-        self.asked.append((len(problems), samples, temperature, seed))
+    def respond(self, model, tokenizer, problems, sampling):
+        self.asked.append((len(problems), sampling.samples, sampling.temperature, sampling.seed))
         return self.groups
 
     def evaluate(self, model, *rest):
@@ -532,7 +539,7 @@ def test_offline_learns_from_the_pool(tmp_path, monkeypatch, stub):
     numbers = {"++": [1.0, -0.5], "-+++": [2.0, -0.5, 0.25, 2.0]}
     pool = [[(made(signs), row) for signs, row in numbers.items()] for _ in range(2)]
     monkeypatch.setattr(train_rl, "offline_pool",
-                        lambda model, tokenizer, problems, args: pool if len(problems) == 5 else 0)
+                        lambda model, tokenizer, problems, *rest: pool if len(problems) == 5 else 0)
     monkeypatch.setattr(train_rl, "respond", None)
     start, kls = load_model(tmp_path / "policy"), []
 
@@ -550,7 +557,7 @@ def test_offline_learns_from_the_pool(tmp_path, monkeypatch, stub):
 
 
 def test_offline_without_questions_is_refused(tmp_path, monkeypatch, stub):
-    """Bug: where no question is kept, the run goes on online."""
+    """Bug: where no question is kept, the run continues online."""
     monkeypatch.setattr(train_rl, "offline_pool", lambda *rest: [])
     with pytest.raises(InputError, match="only 0 training questions"):
         small_run(tmp_path, "--steps", 1, "--offline", 4)
@@ -592,7 +599,10 @@ def test_whole_run_with_learning_rate_0(flags, tmp_path, capsys, fp32):
 def test_the_sampler_agrees_with_the_trainer(tmp_path, monkeypatch, capsys, fp32):
     """Bug: old log-probs are those of other tokens, another temperature or another policy."""
     save_policy(tmp_path / "policy", vocab_padding=5)
-    odd = lambda trajectory: 1.0 if sum(trajectory.ids) % 2 else -1.0  # so that something moves
+
+    def odd(trajectory):
+        # so that something moves
+        return 1.0 if sum(trajectory.ids) % 2 else -1.0
     monkeypatch.setattr(ppo, "outcome_reward", odd)
     lines = small_run(tmp_path, "--steps", 3, "--lr", 0.01, "--temperature", 0.7, "--beta", 0.1)
     for line in lines:

@@ -186,7 +186,7 @@ class Parser:
         return Node("list", tuple(items)) if len(items) > 1 else items[0]
 
     def relation(self):
-        """2 < x = y; without a sign it is the side alone."""
+        """2 < x = y; without a sign it is only the side."""
         signs, names, sides = [], [], []
         while True:
             side, name = self.side()
@@ -400,7 +400,7 @@ class Parser:
 
     def bracket(self, opener):
         """(a), (a, b), [a, b), {a, b}, {x | x > a}"""
-        # 1. what stands inside
+        # 1. what is inside
         outer, self.bars = self.bars, False
         if opener == "\\{" and (bar := self.builder_bar()):
             inside = self.builder(bar)

@@ -1,6 +1,7 @@
 """Ours against Math-Verify: how often right, and how fast, in one run.
 
-    pip install 'math-verify[antlr4_13_2]' && python -m nanoverify.bench.compare_graders      # our own cases
+    pip install 'math-verify[antlr4_13_2]'
+    python -m nanoverify.bench.compare_graders      # our own cases
     python -m nanoverify.bench.compare_graders CASES.jsonl ...
 
 Rows: {"gold", "answer" or "response", "expected": true, false, or null where the answer is

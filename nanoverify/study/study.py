@@ -44,6 +44,7 @@ from nanoverify.checkpoint import load_model
 from nanoverify.evaluate import COLUMNS, metrics, respond, share
 from nanoverify.pretrain import solve_text
 from nanoverify.puzzles import HELD_OUT, LEVELS, make_puzzles, puzzles_with_numbers
+from nanoverify.sampler import Sampling
 from nanoverify.support.files import (
     InputError,
     output_folder,
@@ -182,8 +183,8 @@ def best_of_n(main: Path, seed: int) -> dict:
 
     def checked(rows):
         claims = [(t.problem.question, t.solves[-1].answer) for row in rows for t in row]
-        return [checks[0] for checks in verify(base, tokenizer, claims, "confirmative", 1,
-                                               CHECK_TOKENS, 0.0)]
+        rows = verify(base, tokenizer, claims, "confirmative", Sampling(CHECK_TOKENS, 0.0))
+        return [row[0] for row in rows]
 
     def tokens_of(t, check):
         return len(t.ids) + len(tokenizer.encode(check.text))
@@ -214,8 +215,8 @@ def evaluated(main: Path) -> tuple[list, dict]:
 
 def sampled(problems: list, count: int, seed: int) -> list:
     """`count` answers of the base to each question, at temperature 1."""
-    return respond(load_model(POLICY, "cpu"), Tokenizer.load(POLICY), problems, count,
-                   SOLVE_TOKENS, 1.0, seed)
+    sampling = Sampling(SOLVE_TOKENS, 1.0, samples=count, seed=seed)
+    return respond(load_model(POLICY, "cpu"), Tokenizer.load(POLICY), problems, sampling)
 
 
 def choice_row(rows: list, chosen: list[int], tokens: list[int]) -> dict:
@@ -287,7 +288,7 @@ def beyond(model: str, at: Path) -> dict:
     policy, tokenizer = load_model(model, "cpu"), Tokenizer.load(model)
 
     def greedy(problems, longest):
-        return [row[0] for row in respond(policy, tokenizer, problems, 1, longest, 0.0)]
+        return [row[0] for row in respond(policy, tokenizer, problems, Sampling(longest, 0.0))]
     results = {}
     for family in HELD_OUT:
         values = metrics(greedy(make_puzzles("test", 100, TEST_DRAW, [family]), 320))

@@ -1,9 +1,11 @@
-"""What will a stage cost? Memory, computed from config.json and the flags before anything is loaded; time, rehearsed before work starts.
+"""What will a stage cost? Memory is computed before anything is loaded; time is rehearsed.
 
-Weights, gradients and both Adam moments are fp32 (the master copy), matrix products are bf16 under autocast. Sampling
-and training never overlap, so the peak is what stays plus the larger of the two. For PyTorch's attention kernel, as on
-CUDA; model.chunked_attention, on a CPU, keeps about H (T + 256) more bytes per token and layer, and each worker has its own
-micro-batch. Letters as in model.py; I is the width of the MLP, L the number of layers.
+Weights, gradients and both Adam moments are fp32 (the master copy), matrix products are bf16 under
+autocast. Sampling and training never overlap, so the peak is what stays plus the larger of the two.
+The figures are for PyTorch's attention kernel, as on CUDA. On a CPU, chunked_attention keeps about
+H (T + 256) more bytes per token and layer, and each worker has a micro-batch of its own.
+
+Letters as in model.py; I is the width of the MLP, L the number of layers.
 """
 import time
 
@@ -24,19 +26,24 @@ def device_memory(device) -> int:
 
 
 def activation_bytes(config: Config, tokens: int, recompute: bool) -> int:
-    """What the backward pass keeps of `tokens` tokens (B x T), logits aside."""
-    D, I, L = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    HE, KE = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    # per token: residuals and norms in fp32, their bf16 copies for the products; q, k, v after the rotation; the MLP's three
-    layer = 21 * D + 4 * HE + 4 * KE + 8 * I
+    """What the backward pass keeps of `tokens` tokens (B x T), without the logits."""
+    D, L = config.hidden_size, config.num_hidden_layers
+    HE = config.num_attention_heads * config.head_dim
+    KE = config.num_key_value_heads * config.head_dim
+    # per token: residuals and norms in fp32, their bf16 copies for the products; q, k, v after the
+    # rotation; the three of the MLP
+    layer = 21 * D + 4 * HE + 4 * KE + 8 * config.intermediate_size
     return tokens * (4 * D * L + layer if recompute else layer * L)
 
 
-def estimate(config: Config, batch_size: int, slots: int, micro_tokens: int = 0, recompute: bool = False,
-             frozen: int = 0, kind: str = "cuda") -> dict[str, int]:
-    """Bytes by purpose, and their `peak`. slots: tokens of the longest sequence that is sampled.
+def estimate(config: Config, batch_size: int, slots: int, micro_tokens: int = 0,
+             recompute: bool = False, frozen: int = 0, kind: str = "cuda") -> dict[str, int]:
+    """Bytes by purpose, and their `peak`.
 
-    micro_tokens 0: sampling only. frozen: other models of this size that stay. kind: of device.
+    slots         tokens of the longest sequence that is sampled
+    micro_tokens  0: sampling only
+    frozen        other models of this size that stay in memory
+    kind          of device
     """
     with torch.device("meta"):
         parameters = sum(p.numel() for p in Transformer(config).parameters())
@@ -50,14 +57,17 @@ def estimate(config: Config, batch_size: int, slots: int, micro_tokens: int = 0,
     stays = sum(parts.values())
     parts["training"] = 0
     if micro_tokens:
-        # gradients, and that of lm_head twice more while it is summed up; bf16 copies of the weights; what is kept for
-        # the backward pass; logits, log-probs and their gradient, of at most LOGITS numbers at once
+        # gradients, and that of lm_head twice more while it is summed up; bf16 copies of the
+        # weights; what the backward pass needs; logits, log-probs and their gradient, of at most
+        # LOGITS numbers at once
         parts["training"] = (4 * parameters + 2 * 4 * V * D + 2 * (layers + V * D)
                              + activation_bytes(config, micro_tokens, recompute)
                              + 3 * 4 * min(LOGITS[kind], micro_tokens * V))
-    token = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim  # its keys and values in bf16
-    # logits, log-probs, probabilities and their sums; or prompts that are read: keys and values, residuals, the MLP
+    # keys and values of one token in bf16
+    token = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    # logits, log-probs, probabilities and their sums
     step = 4 * 4 * batch_size * V
+    # or prompts that are read: keys and values, residuals, the MLP
     read = min(READ, batch_size * slots) * (token + 12 * D + 6 * config.intermediate_size)
     # bf16 copies of the layers and of lm_head; keys and values of all rows
     parts["sampling"] = 2 * (layers + V * D) + batch_size * slots * token + max(step, read)
@@ -66,13 +76,15 @@ def estimate(config: Config, batch_size: int, slots: int, micro_tokens: int = 0,
 
 def memory_line(parts: dict[str, int]) -> str:
     """'memory, computed: 14.2 GB = weights 2.0 + Adam 4.0 + training 8.2 or sampling 1.1'"""
-    gigabytes = {name: f"{name} {size / 1e9:.2f}" for name, size in parts.items() if name != "peak" and size}
-    stays = [text for name, text in gigabytes.items() if name not in ("training", "sampling")]
-    either = " or ".join(text for name, text in gigabytes.items() if name in ("training", "sampling"))
-    return f"memory, computed: {parts['peak'] / 1e9:.2f} GB = " + " + ".join([*stays, either])
+    gigabytes = {name: f"{name} {size / 1e9:.2f}"
+                 for name, size in parts.items() if name != "peak" and size}
+    in_turn = [gigabytes.pop(name) for name in ("training", "sampling") if name in gigabytes]
+    terms = " + ".join([*gigabytes.values(), " or ".join(in_turn)])
+    return f"memory, computed: {parts['peak'] / 1e9:.2f} GB = {terms}"
 
 
-# ---- time: the largest step of each kind is taken twice, so that a lack of memory shows now and not in an hour ----
+# ---- time --------------------------------------------------------------------------------------
+# The largest step of each kind is taken twice, so that a lack of memory shows now, not in an hour.
 
 def now(device) -> float:
     """Seconds, when all work given to the device is done."""
@@ -82,7 +94,7 @@ def now(device) -> float:
 
 
 def seconds_of(work, device) -> float:
-    """Of its second run: the first one also pays for what is set up once."""
+    """Seconds of the second run: the first one also pays for what is set up once."""
     for _ in range(2):
         began = now(device)
         work()
@@ -90,13 +102,16 @@ def seconds_of(work, device) -> float:
 
 
 def decoding_step(model, rows: int, slots: int) -> float:
-    """Seconds for one more token of each of `rows` rows of nearly `slots` tokens, shared by the workers as in `sampler.generate`."""
+    """Seconds for one more token of each of `rows` rows of nearly `slots` tokens.
+
+    The workers share the rows as in `sampler.generate`.
+    """
     device, count = model.lm_head.weight.device, min(workers(model), rows)
     few = 8  # steps at most
 
     @torch.inference_mode()
     def prepare(rows):
-        sampling = Sampling(few, frozenset(), model.config.vocab_size)
+        sampling = Sampling(few, vocab_size=model.config.vocab_size)
         with autocast(device):
             batch = Batch(model, rows, slots - few, sampling)
         batch.active = [Sample()] * rows
@@ -104,17 +119,23 @@ def decoding_step(model, rows: int, slots: int) -> float:
         batch.cache.reserve(slots)
         batch.cache.window = slots - few
         batch.cache.lengths[:rows] = slots - few
-        for _ in range(2):  # what is set up once: on CUDA the first step is an ordinary one, the second is recorded
+        for _ in range(2):  # on CUDA the first step is an ordinary one, the second is recorded
             batch.step()
         return batch
 
+    @torch.inference_mode()
+    def step(batch):
+        batch.step()
+
     prepared = [prepare(-(-rows // count)) for _ in range(count)]
-    return seconds_of(lambda: in_parallel(torch.inference_mode()(lambda batch: batch.step()), prepared, count), device)
+    return seconds_of(lambda: in_parallel(step, prepared, count), device)
 
 
 def training_pass(model, rows: int, length: int, vocab_size: int) -> float:
-    """Seconds for a forward and a backward pass over `rows` sequences of `length` tokens that are all learned, and as many for each worker more.
-    Leaves no gradient."""
+    """Seconds for a forward and a backward pass over `rows` sequences of `length` learned tokens.
+
+    Each worker has as many, and the result is divided by the number of workers. Leaves no gradient.
+    """
     weight, count = model.lm_head.weight, workers(model)
     ids = torch.zeros(1, rows * length + 1, dtype=torch.long, device=weight.device)
 
@@ -122,12 +143,18 @@ def training_pass(model, rows: int, length: int, vocab_size: int) -> float:
         with autocast(weight.device):
             hidden = model.hidden(ids[:, :-1], lengths=[length] * rows)[0]  # (rows * length, D)
         return token_log_probs(hidden, weight, ids[0, 1:], vocab_size).sum(), {}
-    parameters = list(model.parameters())
-    seconds = seconds_of(lambda: backward(model, [1] * count, 1, work, parameters), weight.device)  # in the second run the gradients are there already
+
+    def passes():  # the second time the gradients exist already
+        backward(model, [1] * count, 1, work, list(model.parameters()))
+    seconds = seconds_of(passes, weight.device)
     model.zero_grad()
     return seconds / count
 
 
 def time_line(fixed: float, per_token: float) -> str:
-    """Seconds in all, and seconds for each token that the mean response has -> 'time, rehearsed: about 8.1 minutes + 0.5 for every 100 tokens ...'"""
-    return f"time, rehearsed: about {fixed / 60:.1f} minutes + {per_token * 100 / 60:.1f} for every 100 tokens of the mean response"
+    """'time, rehearsed: about 8.1 minutes + 0.5 for every 100 tokens of the mean response'
+
+    fixed: seconds in all. per_token: seconds for each token of the mean response.
+    """
+    return (f"time, rehearsed: about {fixed / 60:.1f} minutes + {per_token * 100 / 60:.1f} "
+            "for every 100 tokens of the mean response")

@@ -1,8 +1,8 @@
-"""One step of decoding, tuned: the same numbers as `Transformer.hidden` for a single token, in as few operations as will do.
+"""One step of decoding, tuned: `Transformer.hidden` for a single token, in few operations.
 
-For small models and small batches it is the number of operations that costs. On a GPU a step is recorded once as a
-CUDA graph and then repeated without the host (`Replay`), so it must work on the same memory each time.
-Letters as in model.py.
+In small models and small batches the number of operations decides the time. On a GPU a step is
+recorded once as a CUDA graph and then repeated without the host (`Replay`). So it must work on the
+same memory each time. Letters as in model.py.
 """
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,9 +28,10 @@ def next_logits(head, hidden):
 
 @dataclass
 class Fused:
-    """A model's weights as one step of decoding wants them.
+    """A model's weights as one step of decoding reads them.
 
-    Products that read the same input are one matrix, and the gains of the norms before them are multiplied in.
+    Products with the same input are one matrix, into which the gains of the norm before them are
+    multiplied.
     """
     config: Config
     frequencies: torch.Tensor  # (E/2,)
@@ -39,31 +40,43 @@ class Fused:
     gain: torch.Tensor  # of the last norm, (D,)
     layers: list[dict]
     dtype: torch.dtype  # of layers and cache
-    norm: Callable  # (x, y), (B, D) each -> x + y, and its RMSNorm without gain, times a constant that is in the weights
+    # (x, y), (B, D) each -> x + y, and its RMSNorm without gain; a constant factor of the norm is
+    # in the weights
+    norm: Callable
 
 
 def fuse(model, vocab_size: int | None = None) -> Fused:
     """vocab_size: ids that exist; the others are padding of the weight matrix (None: all exist)."""
     config, weight = model.config, model.lm_head.weight
-    dtype = low_dtype(weight)
-    norm, constant = plain_norm(config) if weight.device.type == "cuda" else short_norm(config, weight.device)
+    dtype, on_gpu = low_dtype(weight), weight.device.type == "cuda"
+    norm, constant = plain_norm(config) if on_gpu else short_norm(config, weight.device)
     layers = [fused_layer(layer, config, dtype, constant) for layer in model.model["layers"]]
-    return Fused(config, model.frequencies.to(weight.device), model.model["embed_tokens"].weight,
-                 weight[:vocab_size].to(head_dtype(weight)), model.model["norm"].weight, layers, dtype, norm)
+    head = weight[:vocab_size].to(head_dtype(weight))
+    frequencies = model.frequencies.to(weight.device)
+    return Fused(config, frequencies, model.model["embed_tokens"].weight, head,
+                 model.model["norm"].weight, layers, dtype, norm)
 
 
 def fused_layer(layer, config: Config, dtype, constant: float) -> dict:
     H, K = config.num_attention_heads, config.num_key_value_heads
     attention, mlp = layer.self_attn, layer.mlp
-    gains = [norm.weight * constant for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
-    qkv, gate_up = (attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj)
-    bias = torch.cat([product.bias for product in qkv]).to(dtype) if config.qkv_bias else None
+    qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
+    gate_up = (mlp.gate_proj, mlp.up_proj)
+    bias = torch.cat([linear.bias for linear in qkv]).to(dtype) if config.qkv_bias else None
     norms = None
     if config.qk_norm:
-        norms = torch.cat([attention.q_norm.weight.expand(H, -1), attention.k_norm.weight.expand(K, -1)])  # (H + K, E)
-    return {"qkv": (torch.cat([product.weight for product in qkv]) * gains[0]).to(dtype),  # ((H + 2K) * E, D)
-            "bias": bias, "norms": norms, "o": attention.o_proj.weight.to(dtype),
-            "gate_up": (torch.cat([product.weight for product in gate_up]) * gains[1]).to(dtype),
+        norms = torch.cat([attention.q_norm.weight.expand(H, -1),
+                           attention.k_norm.weight.expand(K, -1)])  # (H + K, E)
+
+    def joined(linears, norm):
+        weights = torch.cat([linear.weight for linear in linears])
+        return (weights * (norm.weight * constant)).to(dtype)
+
+    return {"qkv": joined(qkv, layer.input_layernorm),  # ((H + 2K) * E, D)
+            "bias": bias,
+            "norms": norms,
+            "o": attention.o_proj.weight.to(dtype),
+            "gate_up": joined(gate_up, layer.post_attention_layernorm),
             "down": mlp.down_proj.weight.to(dtype)}
 
 
@@ -84,22 +97,23 @@ def short_norm(config: Config, device):
 
     def norm(x, y):
         x = x + y
-        return x, (x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), small)).to(y.dtype)
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return x, (x / torch.hypot(size, small)).to(y.dtype)
     return norm, config.hidden_size ** 0.5
 
 
 @few_kernels
-def place(qkv, cos, sin, slots, keys, values, norms, eps: float):
+def place(qkv, rotation, slots, keys, values, norms, eps: float):
     """Rotate queries and keys, and write keys and values into the cache. -> the queries, (B, H, E)
 
-    qkv (B, H + 2K, E); cos, sin (B, 1, E); slots (B * K,): places in keys and values (all, E); norms (H + K, E): gains
-    of the norms before the rotation, or None.
+    qkv (B, H + 2K, E); rotation: cos and sin, (B, 1, E) each; slots (B * K,): places in keys and
+    values (all, E); norms (H + K, E): gains of the norms before the rotation, or None.
     """
     E, K = qkv.shape[-1], len(slots) // len(qkv)
     qk = qkv[:, :-K].float() if qkv.dtype == torch.bfloat16 else qkv[:, :-K]
     if norms is not None:
         qk = F.rms_norm(qk, (E,), None, eps) * norms
-    qk = rotate(qk, cos, sin).to(qkv.dtype)
+    qk = rotate(qk, *rotation).to(qkv.dtype)
     keys.index_copy_(0, slots, qk[:, -K:].reshape(-1, E))
     values.index_copy_(0, slots, qkv[:, -K:].reshape(-1, E))
     return qk[:, :-K].contiguous()
@@ -112,43 +126,54 @@ def gated(gate_up):
 
 
 def decode(fused: Fused, ids, cache):
-    """Read one more token of every row, ids (B,): the logits that follow, (B, V). The cache has room for it (`reserve`)."""
+    """Read one more token of every row, ids (B,): the logits that follow, (B, V).
+
+    The cache must have a free slot for it (`reserve`).
+    """
     with torch.autocast(ids.device.type, enabled=False):  # the precisions are chosen here
-        count, ids = len(ids), F.pad(ids, (0, cache.rows - len(ids)))  # idle rows go along
+        count, ids = len(ids), F.pad(ids, (0, cache.rows - len(ids)))  # with idle rows
         c, B, dtype = fused.config, len(ids), fused.dtype
         H, K, E, D = c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.hidden_size
         S, lengths = cache.slots, cache.lengths[:B]
         # where the new token goes, (B * K,)
-        slots = (torch.arange(B * K, device=ids.device).view(B, K) * S + lengths[:, None]).flatten()
+        firsts = torch.arange(B * K, device=ids.device).view(B, K) * S
+        slots = (firsts + lengths[:, None]).flatten()
         attend = attention_to(cache, B, H // K)
-        cos, sin = angles(lengths, fused.frequencies)  # (B, 1, E)
+        rotation = angles(lengths, fused.frequencies)  # cos and sin, (B, 1, E) each
         x, y = fused.embedding[ids], torch.zeros((), dtype=dtype, device=ids.device)  # (B, D)
         for i, layer in enumerate(fused.layers):
             x, z = fused.norm(x, y)
             qkv = F.linear(z, layer["qkv"], layer["bias"]).view(B, H + 2 * K, E)
             keys, values = cache.k[i].view(-1, E), cache.v[i].view(-1, E)
-            q = place(qkv, cos, sin, slots, keys, values, layer["norms"], c.rms_norm_eps)  # (B, H, E)
+            # (B, H, E)
+            q = place(qkv, rotation, slots, keys, values, layer["norms"], c.rms_norm_eps)
             # the G query heads of one key/value head read it together: nothing is copied
             y = F.linear(attend(i, q.view(B * K, H // K, E)).view(B, H * E), layer["o"])
             x, z = fused.norm(x, y)
             y = F.linear(gated(F.linear(z, layer["gate_up"])), layer["down"])
         cache.advance()
-        return next_logits(fused.head, F.rms_norm((x + y)[:count], (D,), fused.gain, c.rms_norm_eps))
+        last = F.rms_norm((x + y)[:count], (D,), fused.gain, c.rms_norm_eps)
+        return next_logits(fused.head, last)
 
 
 def attention_to(cache, B: int, G: int):
-    """attend(layer, q), q (B * K, G, E) -> (B * K, G, E): to the new token of each row and all before it."""
+    """attend(layer, q) to the new token of each row and all before it.
+
+    q (B * K, G, E) -> (B * K, G, E).
+    """
     K, S, E = cache.k[0].shape[1:]
     lengths = cache.lengths[:B]
     if has_flash(cache.k[0]):
-        # each key/value head of each row is a sequence of its own with G queries, so that only what is there is read
+        # each key/value head of each row is a sequence of its own with G queries, so that only
+        # tokens that exist are read
         pairs = torch.arange(B * K + 1, device=lengths.device, dtype=torch.int32)
         starts_q, starts_k = pairs * G, pairs * S
         used = (lengths + 1).int()[:, None].expand(B, K).contiguous().view(-1)
 
         def attend(layer, q):
             k, v = (x[:B].view(B * K * S, 1, E) for x in (cache.k[layer], cache.v[layer]))
-            y = flash_attention(q.view(B * K * G, 1, E), k, v, starts_q, starts_k, G, S, False, used)
+            q = q.view(B * K * G, 1, E)
+            y = flash_attention(q, k, v, starts_q, starts_k, G, S, False, used)
             return y.view(B * K, G, E)
         return attend
     mask = cache.mask().expand(B, K, 1, S).reshape(B * K, 1, S)
@@ -161,9 +186,10 @@ def attention_to(cache, B: int, G: int):
 
 
 class Replay:
-    """Runs work that does the same to the same memory each time. On CUDA it is recorded as a graph and repeated.
+    """Runs work that does the same to the same memory each time.
 
-    The first run of each key is an ordinary one, in which libraries set themselves up; the second is recorded.
+    On CUDA it is recorded as a graph and repeated. The first run of each key is an ordinary one, in
+    which libraries set themselves up; the second is recorded.
     """
 
     def __init__(self, device):
@@ -175,7 +201,7 @@ class Replay:
             self.graphs[key] = None
             return work()
         if self.graphs[key] is None:
-            # the graphs share what they need on the way, since one runs after the other
+            # the graphs share their temporary memory, because one runs after the other
             pool = next((graph.pool() for graph in self.graphs.values() if graph), None)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):

@@ -278,11 +278,11 @@ def refuse_choice(shown: Path, occupied: bool, begun: bool, ended: bool, resume:
     """
     if resume and not begun and not ended:
         if occupied:
-            raise InputError(f"--resume: {shown} is finished and keeps no state to go on from")
+            raise InputError(f"--resume: {shown} is finished and has no state to continue from")
         print(f"--resume: no saved state in {shown}.part, so this is a new run", file=sys.stderr)
     if not resume and not overwrite and (occupied or begun):
         name = shown if occupied else f"{shown}.part"
-        choices = "--resume goes on with it, " * (begun or ended) + "--overwrite replaces it"
+        choices = "--resume continues it, " * (begun or ended) + "--overwrite replaces it"
         raise InputError(f"--out {name}: exists; {choices}")
 
 

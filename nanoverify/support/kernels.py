@@ -1,4 +1,4 @@
-"""What is tuned for one kind of processor: attention kernels, and products and small operations on a GPU.
+"""What is tuned for one kind of processor: attention, matrix products, small operations on a GPU.
 
 All of it can be left out: model.py and scoring.py then compute the same numbers, up to rounding.
 Letters as in model.py.
@@ -10,12 +10,14 @@ import shutil
 
 import torch
 
-# ---- precision -------------------------------------------------------------------------------------------------------
+# ---- precision ---------------------------------------------------------------------------------
 
 def autocast(device):
     """bf16 where the processor computes it faster than fp32."""
     kind = torch.device(device).type
-    fast = kind == "cuda" or kind == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    fast = kind == "cuda"
+    if kind == "cpu" and torch.backends.mkldnn.is_available():
+        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.autocast(kind, torch.bfloat16, enabled=fast)
 
 
@@ -26,9 +28,10 @@ def low_dtype(x) -> torch.dtype:
 
 
 def head_dtype(weight) -> torch.dtype:
-    """Of the inputs of products with lm_head, whose results are fp32: bf16 under autocast on CUDA, else fp32.
+    """Of the inputs of products with lm_head, whose results are fp32.
 
-    A PyTorch before 2.8 has no product that reads bf16 and gives fp32; there it is fp32, too.
+    It is bf16 under autocast on CUDA, else fp32. A PyTorch before 2.8 has no product that reads
+    bf16 and gives fp32; there it is fp32, too.
     """
     if weight.device.type == "cuda" and "dtype" in torch.ops.aten.mm.overloads():
         return low_dtype(weight)
@@ -36,23 +39,26 @@ def head_dtype(weight) -> torch.dtype:
 
 
 def product(a, b, dtype):
-    """a (N, K) @ b (K, M), both read in `dtype` and added up in fp32 -> (N, M), never in less than fp32."""
+    """a (N, K) @ b (K, M) -> (N, M), read in `dtype`, added up and returned in at least fp32."""
     with torch.autocast(a.device.type, enabled=False):
         a, b = a.to(dtype), b.to(dtype)
-        return torch.mm(a, b, out_dtype=torch.float32) if dtype == torch.bfloat16 else a @ b
+        if dtype == torch.bfloat16:
+            return torch.mm(a, b, out_dtype=torch.float32)
+        return a @ b
 
 
-# ---- many small operations -------------------------------------------------------------------------------------------
+# ---- many small operations ---------------------------------------------------------------------
 
 @functools.cache
 def compiles() -> bool:
     """Is there all that torch.compile needs on a GPU: Triton and a C compiler?"""
-    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc") or shutil.which("clang")
-    return torch.cuda.is_available() and importlib.util.find_spec("triton") is not None and bool(compiler)
+    compiler = os.environ.get("CC") or any(map(shutil.which, ("gcc", "cc", "clang")))
+    triton = importlib.util.find_spec("triton")
+    return torch.cuda.is_available() and triton is not None and bool(compiler)
 
 
 def few_kernels(function):
-    """On CUDA `function` is compiled, so that it reads and writes memory once; elsewhere it runs as it stands."""
+    """On CUDA `function` is compiled, so that it reads and writes memory once; elsewhere not."""
     compiled = functools.cache(lambda: torch.compile(function))
 
     @functools.wraps(function)
@@ -61,24 +67,25 @@ def few_kernels(function):
     return choose
 
 
-# ---- attention -------------------------------------------------------------------------------------------------------
+# ---- attention ---------------------------------------------------------------------------------
 
 def chunked_attention(q, k, v, size: int = 256):
     """Causal attention in bf16 on a CPU: q (B, H, T, E), k and v (B, K, T, E) -> (B, H, T, E).
 
-    `size` queries at a time, which leave out the keys behind them, as plain matrix products: an SFT step took 0.68 of
-    the time it takes with PyTorch's fused kernel (padded batches, 128 queries). In fp32 that one is as fast, and on CUDA faster. The price: scores are
-    rounded to bf16 before the softmax (root mean square error of the result 0.0007 against 0.0004, where scores spread by 1).
+    `size` queries at a time, without the keys after them, as plain matrix products: on a CPU faster
+    than PyTorch's fused kernel in bf16. The price: scores are rounded to bf16 before the softmax.
     """
     B, H, T, E = q.shape
     K = k.shape[1]
-    q = (q * E ** -0.5).view(B, K, H // K, T, E)  # the G query heads of one key/value head read it together
+    # the G query heads of one key/value head read it together
+    q = (q * E ** -0.5).view(B, K, H // K, T, E)
     future = torch.full((T, T), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
     parts = []
     for start in range(0, T, size):
         stop = min(start + size, T)
         C = stop - start
-        scores = q[:, :, :, start:stop].reshape(B, K, -1, E) @ k[:, :, :stop].transpose(2, 3)  # (B, K, G * C, stop)
+        queries = q[:, :, :, start:stop].reshape(B, K, -1, E)
+        scores = queries @ k[:, :, :stop].transpose(2, 3)  # (B, K, G * C, stop)
         scores = scores.view(B, K, -1, C, stop) + future[start:stop, :stop]
         y = scores.softmax(-1).view(B, K, -1, stop) @ v[:, :, :stop]  # (B, K, G * C, E)
         parts.append(y.view(B, K, -1, C, E))
@@ -90,12 +97,16 @@ def has_flash(x) -> bool:
     return x.device.type == "cuda" and x.dtype in (torch.bfloat16, torch.float16)
 
 
-def flash_attention(q, k, v, starts_q, starts_k, longest_q: int, longest_k: int, causal: bool, used=None):
+def flash_attention(q, k, v, starts_q, starts_k, longest_q: int, longest_k: int, causal: bool,
+                    used=None):
     """Attention in each of N sequences, in one kernel. q (T, H, E), k and v (S, K, E) -> (T, H, E).
 
-    starts (N + 1,), int32: where each sequence begins, and the end of the last one. used (N,), int32: so many
-    keys of each sequence are looked at (None: all). It is the operation that torch.nn.attention.varlen calls,
-    whose own arguments are not the same in all versions. Dao 2023, FlashAttention-2.
+    starts   (N + 1,), int32: where each sequence begins, and the end of the last one
+    longest  tokens of the longest sequence
+    used     (N,), int32: how many keys of each sequence are looked at (None: all)
+
+    It has the arguments of the operation that it calls. torch.nn.attention.varlen calls the same
+    one, but its own arguments differ between versions. Dao 2023, FlashAttention-2.
     """
     return torch.ops.aten._flash_attention_forward(
         q, k, v, starts_q, starts_k, longest_q, longest_k, 0.0, causal, False, seqused_k=used)[0]

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
-from nanoverify.checkpoint import load_config, load_model
+from nanoverify.checkpoint import load_config, load_model, save_model
 from nanoverify.problems import SOLVE_PROMPT, Problem, read_problems, split_of
 from nanoverify.puzzles import make_puzzles
 from nanoverify.support import cost
@@ -24,8 +25,10 @@ from nanoverify.support.files import (
     read_jsonl,
     refuse,
     write_json,
+    write_jsonl,
 )
 from nanoverify.tokenizer import Tokenizer
+from nanoverify.trajectory import Trajectory, as_row
 from nanoverify.verifier import VERIFY_PROMPTS
 
 TEST_DRAW = 1  # the seed of the puzzles of evaluations, independent of --seed
@@ -143,8 +146,8 @@ def clipped_step(model, optimizer, where: str) -> float:
     """
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
     if not math.isfinite(norm):
-        raise InputError(f"{where}: the gradient is not finite; lower --lr and go on from the last "
-                         "saved state with --resume --allow-changes")
+        raise InputError(f"{where}: the gradient is not finite; lower --lr and continue "
+                         "from the last saved state with --resume --allow-changes")
     optimizer.step()
     optimizer.zero_grad()
     return norm
@@ -197,6 +200,23 @@ def print_time(model, args, vocab_size: int, responses: int, longest: int = 0, t
         fixed, per_token = tokens * seconds, per_token + trained * seconds
     del moments
     print(cost.time_line(fixed, per_token))
+
+
+def print_rl_plan(model, tokenizer, problems: list[Problem], held_out: int, args):
+    """How long stage 2 will take, and what a step of it is. held_out: questions evaluated."""
+    some = problems[:100]
+    lengths = [len(tokenizer.prompt(SOLVE_PROMPT.format(question=p.question))) for p in some]
+    prompt = sum(lengths) / len(lengths) if lengths else 0  # mean length
+    responses = args.steps * args.prompts * args.samples
+    # a forward pass is a third of a pass with its gradient
+    scored = (args.beta > 0) * (2 if args.offline else 1) + (args.advantage == "gae")
+    passes = args.epochs + scored / 3
+    sampled = min(args.offline, len(problems)) * args.samples if args.offline else responses
+    print_time(model, args, tokenizer.vocab_size, sampled + args.filter * len(problems) + held_out,
+               args.max_new_tokens + round(prompt), responses * passes * prompt, responses * passes)
+    print(f"{args.prompts} questions x {args.samples} samples = {args.prompts * args.samples} "
+          f"responses per step{', at most' if args.offline else ''}, "
+          f"{args.minibatches * args.epochs} optimizer steps each, {args.steps} steps")
 
 
 def bad_lines(args) -> list | None:
@@ -282,6 +302,11 @@ def train_problems(args, count: int) -> list[Problem]:
     return fitting(args, random.Random(args.seed).sample(problems, min(count, len(problems))))
 
 
+def steps_left(done: int, last: int, label: str) -> tqdm:
+    """Steps done + 1 to `last`, as a progress bar."""
+    return tqdm(range(done + 1, last + 1), desc=label, initial=done, total=last)
+
+
 def batch_of(items: list, size: int, step: int, seed: int) -> list:
     """Batch number `step`, from 1. Each round over the items has a new order; its last batch may be
     smaller. The batch depends on the seed and the step only, so a run can resume at any step.
@@ -346,3 +371,12 @@ def earlier_evaluations(args) -> dict[str, dict]:
 
 def save_evaluations(folder, columns: dict, args):
     write_json(Path(folder) / "evaluation.json", {"asked": asked(args), "columns": columns})
+
+
+def save_result(folder, model, tokenizer, answers: list[Trajectory], columns: dict, args, **more):
+    """What a training stage leaves: the model, its evaluation with all responses, its arguments."""
+    folder = Path(folder)
+    save_model(model, folder, args.model)
+    save_evaluations(folder, columns, args)
+    write_jsonl(folder / "responses.jsonl", (as_row(t, tokenizer) for t in answers))
+    write_json(folder / "arguments.json", {**vars(args), **more})

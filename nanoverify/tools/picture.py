@@ -1,6 +1,6 @@
 """One self-correction as a picture: the one at the top of the README.
 
-    python -m nanoverify.tools.picture out/rl --out correction.svg  # from the responses of its evaluation
+    python -m nanoverify.tools.picture out/rl --out correction.svg    # from its evaluation
 
 It shows the shortest response that rejects a wrong answer and then gives the right one, with at
 least --attempts attempts. Checks are blue; a rejected solution is red and struck through, the
