@@ -54,10 +54,11 @@ def stage_0(tmp_path, monkeypatch):
                          str(questions), "--device", "cpu", "--samples", "6", "--temperature",
                          "0.7", "--verify-temperature", "0.4", "--seed", "3", "--max-new-tokens",
                          "50", "--keep-easy", "1", "--out", str(out), *flags])
+
         def read(name):
             return [json.loads(line) for line in (out / name).read_text().splitlines()]
-        return read("trajectories.jsonl"), read("samples.jsonl"), json.loads(
-            (out / "statistics.json").read_text()), asked
+        statistics = json.loads((out / "statistics.json").read_text())
+        return read("trajectories.jsonl"), read("samples.jsonl"), statistics, asked
     return run
 
 

@@ -33,16 +33,17 @@ def write_checkpoint(folder, dtype=torch.float32, **saving):
     raw = tokenizers.Tokenizer(
         tokenizers.models.WordLevel({"<unk>": 0, "one": 1, "</s>": 2, "two": 3}, unk_token="<unk>"))
     raw.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", eos_token="</s>",
-                                         chat_template="{{ messages[0].content }}").save_pretrained(
-        folder)
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=raw, unk_token="<unk>", eos_token="</s>",
+        chat_template="{{ messages[0].content }}")
+    fast.save_pretrained(folder)
     return folder
 
 
 def their_logits(folder, ids=IDS):
+    kind = transformers.AutoModelForCausalLM
     with torch.no_grad():
-        return transformers.AutoModelForCausalLM.from_pretrained(folder,
-                                                                 dtype=torch.float32)(ids).logits
+        return kind.from_pretrained(folder, dtype=torch.float32)(ids).logits
 
 
 def our_logits(folder, ids=IDS):

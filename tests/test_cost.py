@@ -34,8 +34,8 @@ def kept(model, ids):
             # holding the tensor keeps its address unique
             storages[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast(
-        "cpu", torch.bfloat16):
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16):
         out = model.hidden(ids)
     # autocast's bf16 weights: counted apart
     casts = 2 * sum(p.numel() for p in model.model["layers"].parameters())

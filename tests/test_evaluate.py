@@ -70,8 +70,8 @@ def test_recall_is_not_precision():
                           ("s+ vy s+", True, [0]), ("s+", True, []), ("s- v?", True, [])])
 def test_follows_verdict(form, finished, moves):
     """Bug: a stop after 'incorrect' or a retry after 'correct' counts as following the verdict."""
-    assert metrics([made(form, finished)])["follows_verdict"] == (sum(moves) / len(moves) if moves
-                                                                  else None)
+    expected = sum(moves) / len(moves) if moves else None
+    assert metrics([made(form, finished)])["follows_verdict"] == expected
 
 
 @pytest.mark.parametrize("form, repeats",
@@ -115,8 +115,8 @@ def test_agreement():
 
 def test_groups():
     """Bug: levels are sorted as text, mixed up, or a question without a level makes one."""
-    group = [made("s+ vy", level=level, family=family) for level,
-             family in ((2, "a"), (10, "a"), (None, "b"))] + [made("s- vy", level=2, family="b")]
+    group = [made("s+ vy", level=2, family="a"), made("s+ vy", level=10, family="a"),
+             made("s+ vy", level=None, family="b"), made("s- vy", level=2, family="b")]
     assert {k: (v["count"], v["first_accuracy"])
             for k, v in by(group, "level").items()} == {"2": (2, 0.5), "10": (1, 1.0)}
     assert list(by(group, "level")) == ["2", "10"]
@@ -181,10 +181,8 @@ def test_evaluation_asks_what_no_stage_learns(tmp_path):
     path = tmp_path / "q.jsonl"
     path.write_text("".join(json.dumps({"question": f"{n}?", "answer": "1"}) + "\n"
                             for n in range(200)))
-    learned, kept = (
-        questions(found)
-        for found in (stage.train_problems(args(0, questions=[str(path)]), 500),
-                      stage.test_problems(args(0, questions=[str(path)], test_count=500))))
+    learned = questions(stage.train_problems(args(0, questions=[str(path)]), 500))
+    kept = questions(stage.test_problems(args(0, questions=[str(path)], test_count=500)))
     assert not learned & kept and len(learned) > 100 and 10 < len(kept) < 60
 
 

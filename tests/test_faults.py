@@ -86,11 +86,10 @@ def put(path: Path, content):
 def test_trajectories(main, content, named, policy, elsewhere, capsys):
     """Bug: a traceback, a bad line passed over, or a message without file and line."""
     put(elsewhere / "bad.jsonl", content)
-    named = named if main is train_sft.main else named.replace("no text in '",
-                                                               "no text in ").partition(" in ")[0]
-    assert named in refusal(main,
-                            ["--model", policy, *SMALL, "--data", "bad.jsonl", "--out", "new"],
-                            capsys)
+    if main is not train_sft.main:
+        named = named.replace("no text in '", "no text in ").partition(" in ")[0]
+    flags = ["--model", policy, *SMALL, "--data", "bad.jsonl", "--out", "new"]
+    assert named in refusal(main, flags, capsys)
     assert set(left_behind(elsewhere)) <= {"bad.jsonl"}
 
 

@@ -76,8 +76,9 @@ def whole(tmp_path):
             row("s+ vn s- vy", level=2)]
     return a_run(
         tmp_path / "rl", responses=rows, metrics=[{"step": 1, "reward": 0.5, HOSTILE: 1}],
-        trajectories=[{**each, "actions": [{**action, "trained": i > 0} for i,
-                                           action in enumerate(each["actions"])]} for each in rows],
+        trajectories=[{**each, "actions": [{**action, "trained": i > 0}
+                                           for i, action in enumerate(each["actions"])]}
+                      for each in rows],
         rollouts=[{**each, "outcome": 1.0,
                    "actions": [{**action, "process": 1.0, "reward": 2.0, "kl": 0.0,
                                 "advantage": 1.5, "baseline": 0.5} for action in each["actions"]]}
@@ -107,8 +108,9 @@ def test_model_text_is_text(whole):
                 for name in attributes if name.startswith("on")]
     # three files, four actions of the first row
     assert sum(HOSTILE in data for _, kind, data in page.texts if kind == "text") == 3 * 4
-    assert {attributes["data-family"] for tag,
-            attributes in page.found if attributes.get("class") == "t"} == {HOSTILE, "linear"}
+    families = {attributes["data-family"] for _, attributes in page.found
+                if attributes.get("class") == "t"}
+    assert families == {HOSTILE, "linear"}
 
 
 # ---- folders, finished or not ------------------------------------------------------------------
@@ -200,8 +202,8 @@ def test_attempts_and_accuracies(tmp_path):
     attempts = report.attempts_by_level(columns, runs[1]["sets"])
     assert list(attempts) == [*columns, f"{tmp_path}/rl: composed for SFT"]
     assert attempts["SFT"]["1"]["trials"] == 1.5
-    assert {level: values["trials"] for level,
-            values in attempts[f"{tmp_path}/rl: composed for SFT"].items()} == {"2": 1, "10": 2}
+    composed = attempts[f"{tmp_path}/rl: composed for SFT"]
+    assert {level: values["trials"] for level, values in composed.items()} == {"2": 1, "10": 2}
     assert re.search(r"<th>level</th><th>1</th><th>2</th><th>10</th>", report.page(runs))
 
 
@@ -359,5 +361,5 @@ def test_sft_leaves_its_responses(tmp_path, capsys):
                     "6", "--device", "cpu"])
     found = report.read_run(str(tmp_path / "sft"))
     counted, (read,) = found["columns"]["SFT"], found["sets"]
-    assert metrics([item["t"] for item in read["all"]]) == {name: counted[name] for name in counted
-                                                            if not name.startswith("by_")}
+    whole = {name: value for name, value in counted.items() if not name.startswith("by_")}
+    assert metrics([item["t"] for item in read["all"]]) == whole

@@ -124,8 +124,9 @@ def test_cached_logits_equal_the_full_forward(poisoned):
         tensor.fill_(1e3)  # what an earlier row left
     copy_rows(cache, read, [2, 0, 1], [0, 1, 2])
     cache.resize(3)
-    prompts, texts, logits = [prompts[i]
-                              for i in (2, 0, 1)], [texts[i] for i in (2, 0, 1)], logits[[2, 0, 1]]
+    order = [2, 0, 1]
+    prompts, texts = [prompts[i] for i in order], [texts[i] for i in order]
+    logits = logits[order]
     for t in range(6):
         expected = torch.stack([model(torch.tensor([prompt + text[:t]]))[0, -1]
                                 for prompt, text in zip(prompts, texts)])
@@ -147,8 +148,8 @@ def test_cache_follows_the_longest_row(poisoned, monkeypatch):
         texts = [text + [id] for text, id in zip(texts, ids.tolist())]
         logits = one_more(model, ids, cache)
         sizes.append(cache.k[0].shape[2])
-        torch.testing.assert_close(logits, torch.stack([model(torch.tensor([text]))[0, -1]
-                                                        for text in texts]), atol=1e-4, rtol=0)
+        expected = torch.stack([model(torch.tensor([text]))[0, -1] for text in texts])
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
     copy_rows(cache, cache, [1], [0])
     cache.resize(1)
     for _ in range(SLOTS):
@@ -237,9 +238,8 @@ def test_seeds():
     model = tiny_model()
 
     def run(seed, **more):
-        return [[s.ids for s in row]
-                for row in generate(model, PROMPTS, Sampling(12, samples=2, stop_ids={3},
-                                                             vocab_size=61, seed=seed, **more))]
+        sampling = Sampling(12, samples=2, stop_ids={3}, vocab_size=61, seed=seed, **more)
+        return [[s.ids for s in row] for row in generate(model, PROMPTS, sampling)]
     torch.manual_seed(5)
     before = torch.get_rng_state()
     first = run(0)
@@ -314,9 +314,9 @@ def test_place_and_neighbours_do_not_matter(monkeypatch):
     model = tiny_model()
 
     def run(**more):
-        return [[(s.ids, s.finished) for s in row]
-                for row in generate(model, PROMPTS, Sampling(12, samples=4, stop_ids={3, 17},
-                                                             vocab_size=61, seed=2, **more))]
+        sampling = Sampling(12, samples=4, stop_ids={3, 17}, vocab_size=61, seed=2, **more)
+        rows = generate(model, PROMPTS, sampling)
+        return [[(s.ids, s.finished) for s in row] for row in rows]
     expected = run()
     assert all(run(batch_size=size) == expected for size in (4, 7, 9))
     monkeypatch.setattr("nanoverify.sampler.CHECK", {"cpu": 5})

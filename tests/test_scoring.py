@@ -29,8 +29,8 @@ def inputs(seed=0):
     hidden = torch.randn(23, 16, generator=generator)
     weight = torch.randn(V, 16, generator=generator)
     weight[REAL:] *= 10  # untrained rows can be anything
-    return hidden.requires_grad_(), weight.requires_grad_(), torch.randint(0, REAL, (23,),
-                                                                           generator=generator)
+    ids = torch.randint(0, REAL, (23,), generator=generator)
+    return hidden.requires_grad_(), weight.requires_grad_(), ids
 
 
 # ---- numbers of one distribution ---------------------------------------------------------------

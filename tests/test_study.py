@@ -32,8 +32,9 @@ def test_majority(monkeypatch, tmp_path):
     """Bug: the vote counts right answers, a tie goes to the last one, or the number of votes is not
     what RL's tokens pay for."""
     write_json(tmp_path / "evaluation.json",
-               {"asked": {"test_count": 3}, "columns": {"base": {"tokens_per_response": 10.0},
-                                                        "RL": {"tokens_per_response": 42.0}}})
+               {"asked": {"test_count": 3},
+                "columns": {"base": {"tokens_per_response": 10.0},
+                            "RL": {"tokens_per_response": 42.0}}})
     # the right answer is 1: a tie won by the earliest, won, lost
     answers = {"a": "1212", "b": "3211", "c": "2233"}
     asked = []
@@ -98,9 +99,8 @@ def test_arms_run_what_they_say(monkeypatch, tmp_path):
     assert ran == [("build_data", "data", ["--seed", 3]),
                    ("train_sft", "sft", ["--seed", 3, "--data", "trajectories.jsonl"]),
                    ("train_rl", "rl", ["--seed", 3, "--model", "sft"])]
-    assert [(name, row.get("out"), row["final_accuracy"])
-            for name, row in rows.items()] == [("base", None, 0.25), ("SFT", "sft", 0.5),
-                                               ("both", "rl", 0.75)]
+    values = [(name, row.get("out"), row["final_accuracy"]) for name, row in rows.items()]
+    assert values == [("base", None, 0.25), ("SFT", "sft", 0.5), ("both", "rl", 0.75)]
     ran.clear()
     rows = study.run_arm("process", root, 3)
     assert ran == [("train_rl", "process",
@@ -240,8 +240,8 @@ def test_beyond(monkeypatch, tmp_path):
     os.utime(tmp_path / "old.json", (0, 0))  # older than the model
     assert study.beyond(str(tmp_path), tmp_path / "old.json") != {}
     found = study.beyond(str(tmp_path), tmp_path / "b.json")
-    assert [found[f"final_within_{k}"]
-            for k in study.ALLOWED] == pytest.approx([1 / 3, 2 / 3, 1, 1, 1])
+    within = [found[f"final_within_{k}"] for k in study.ALLOWED]
+    assert within == pytest.approx([1 / 3, 2 / 3, 1, 1, 1])
     assert found["first_tickets"] == pytest.approx(1 / 3) and found["final_tickets"] == 1
     assert set(found) <= set(study.HEADER)
     monkeypatch.setattr(study, "respond", None)
@@ -259,9 +259,9 @@ def test_table(monkeypatch, tmp_path):
             raise InputError("stopped")
         values = {**dict.fromkeys(COLUMNS, 0.5), "tpr": None,
                   "by_level": {"1": {"final_accuracy": 0.25 * seed}}}
-        return {"base": study.row_of(values),
-                "both": study.row_of(values, seconds=1)} if arm == "main" else {
-            arm: study.row_of(values)}
+        if arm == "main":
+            return {"base": study.row_of(values), "both": study.row_of(values, seconds=1)}
+        return {arm: study.row_of(values)}
     monkeypatch.setattr(study, "run_arm", run_arm)
     flags = ["--results", str(tmp_path / "r" / "s.csv"), "--out", str(tmp_path)]
     study.main(["--arms", "majority", "main", "--seeds", "3", "1", *flags])
@@ -272,11 +272,11 @@ def test_table(monkeypatch, tmp_path):
                      ("main", "seed1"), ("majority", "seed1"), ("main", "seed1"), ("lr0", "seed2"),
                      ("lr0", "seed9")]
     rows = list(csv.DictReader(open(tmp_path / "r" / "s.csv")))
-    assert [(row["arm"], row["seed"], row["final_accuracy_level_1"], row["tpr"])
-            for row in rows] == [(arm, seed, str(0.25 * int(seed)), "")
-                                 for arm, seed in (("base", "1"), ("base", "3"), ("both", "1"),
-                                                   ("both", "3"), ("majority", "1"),
-                                                   ("majority", "3"), ("lr0", "2"))]
+    order = [("base", "1"), ("base", "3"), ("both", "1"), ("both", "3"), ("majority", "1"),
+             ("majority", "3"), ("lr0", "2")]
+    assert [(row["arm"], row["seed"]) for row in rows] == order
+    for row in rows:
+        assert row["final_accuracy_level_1"] == str(0.25 * int(row["seed"])) and row["tpr"] == ""
     asked.clear()
     study.main(["--arms", "lr0", "main", *flags[:2], "--out", str(tmp_path)])
     assert asked == [(arm, f"seed{seed}") for arm in ("lr0", "main")

@@ -188,9 +188,9 @@ not message.content.startswith('<tool>') %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""),
 }
 TEXT = "  What is \"27\" + 1,5 < 3 & é 😀?\n"
-USER, SYSTEM, ASSISTANT = ({"role": role, "content": text} for role,
-                           text in (("user", TEXT), ("system", " Answer briefly. "),
-                                    ("assistant", "<think>\nhm\n</think>\n\n It is 28.5 \n")))
+USER = {"role": "user", "content": TEXT}
+SYSTEM = {"role": "system", "content": " Answer briefly. "}
+ASSISTANT = {"role": "assistant", "content": "<think>\nhm\n</think>\n\n It is 28.5 \n"}
 
 
 def write_tokenizer(folder, bos=None, eos="</s>", template=None, generation=None, adds_bos=False,
