@@ -31,6 +31,7 @@ from nanoverify.support.stage import (
     add_question_flags,
     load,
     new_parser,
+    parse_with_recipe,
     positive,
     print_memory,
     print_time,
@@ -52,6 +53,7 @@ from nanoverify.trajectory import (
 )
 from nanoverify.verifier import VERIFY_PROMPTS, Verification, agreement, verify
 
+PAPER = {"samples": 5, "temperature": 0.7}
 MEASURED = 500  # verifications that measure a style which is not in --styles
 PART = 1000  # questions between two saves; each part has a seed of its own
 SEEDS = 1_000_003  # between the first seeds of answers and of styles
@@ -66,9 +68,9 @@ def flags(argv):
     add = group.add_argument
     add("--count", type=positive, default=4000, help="questions (default: %(default)s)")
     add("--samples", type=int, default=8, metavar="K",
-        help="answers per question; paper: 5 (default: %(default)s)")
+        help="answers per question (default: %(default)s)")
     add("--temperature", type=float, default=1.0,
-        help="of answers; paper: 0.7 (default: %(default)s)")
+        help="of answers (default: %(default)s)")
     add("--verify-temperature", type=float, default=0.5,
         help="of verifications; 0 is greedy (default: %(default)s)")
     add("--verifier-model", metavar="DIR",
@@ -82,7 +84,7 @@ def flags(argv):
     add("--keep-easy", type=float, default=0.1,
         help="share kept of questions never answered wrong; paper's code: 0.24 "
              "(default: %(default)s)")
-    args = parser.parse_args(argv)
+    args = parse_with_recipe(parser, argv, PAPER)
     if args.samples < 2:
         raise InputError(f"--samples {args.samples}: "
                          "difficulty needs at least 2 answers per question")

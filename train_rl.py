@@ -15,8 +15,7 @@ outcome -1, and its last action the reward -1. Not in the paper: advantages are 
 root mean square (--plain does without).
 
     python train_rl.py                                                      # out/sft -> out/rl
-    python train_rl.py --plain --reward outcome --lr 5e-7 --beta 0.05 --temperature 0.7 --samples 4
-                                                                            # as in the paper
+    python train_rl.py --recipe paper                                       # as in the paper
 """
 import copy
 import random
@@ -52,6 +51,7 @@ from nanoverify.support.stage import (
     earlier_evaluations,
     load,
     new_parser,
+    parse_with_recipe,
     positive,
     print_memory,
     print_rl_plan,
@@ -71,6 +71,8 @@ from nanoverify.support.state import (
 )
 from nanoverify.trajectory import Trajectory, in_turn
 
+PAPER = {"reward": "outcome", "plain": True, "lr": 5e-7, "beta": 0.05, "temperature": 0.7,
+         "prompts": 64, "samples": 4, "steps": 500}
 WARM_UP = 5  # steps
 GAMMA, LAMBDA = 1.0, 0.95  # of GAE, for each action
 VALUE_LR, VALUE_WEIGHT, VALUE_CLIP = 3e-3, 0.5, 0.2
@@ -88,11 +90,11 @@ def flags(argv):
         help="rollouts; the learning rate falls to 0 over them, so a run resumed with other "
              "--steps takes the rates of the new number (default: %(default)s)")
     add("--prompts", type=positive, default=32, metavar="P",
-        help="questions per step; paper: 64 (default: %(default)s)")
+        help="questions per step (default: %(default)s)")
     add("--samples", type=int, default=8, metavar="M",
-        help="responses per question; paper: 4 (default: %(default)s)")
+        help="responses per question (default: %(default)s)")
     add("--temperature", type=float, default=1.0,
-        help="of rollouts and log-probs; paper: 0.7 (default: %(default)s)")
+        help="of rollouts and log-probs (default: %(default)s)")
     add("--count", type=positive, default=6000,
         help="training questions to draw from (default: %(default)s)")
     add("--filter", type=positive, default=0, metavar="N",
@@ -109,22 +111,22 @@ def flags(argv):
         help="group: leave-one-out and reward contexts; gae: a value head, which reads the "
              "policy's states and does not train them (default: %(default)s)")
     add("--beta", type=float, default=0.0,
-        help="weight of the KL to the SFT model; paper: 0.05 (default: %(default)s)")
-    add("--plain", action="store_true", help="as in the paper: advantages are not normalised")
+        help="weight of the KL to the SFT model (default: %(default)s)")
+    add("--plain", action="store_true", help="advantages are not normalised")
     add("--shuffle-rewards", action="store_true",
         help="control: responses get each other's rewards; nothing may rise")
     group = parser.add_argument_group("update")
     add = group.add_argument
     add("--lr", type=float, default=2e-4,
-        help="highest learning rate; 5 steps of warm-up, then linear to 0 over --steps; "
-             "paper: 5e-7 (default: %(default)s)")
+        help="highest learning rate; 5 steps of warm-up, then linear to 0 over --steps "
+             "(default: %(default)s)")
     add("--minibatches", type=positive, default=4,
         help="optimizer steps per pass over a rollout (default: %(default)s)")
     add("--epochs", type=positive, default=1, help="passes over a rollout (default: %(default)s)")
     add("--clip", type=float, default=0.2,
         help="the ratio counts between 1 - this and 1 + this (default: %(default)s)")
     add_training_flags(group, save_every=10)
-    args = parser.parse_args(argv)
+    args = parse_with_recipe(parser, argv, PAPER)
     if args.samples < 2:
         raise InputError(f"--samples {args.samples}: leave-one-out needs at least 2 per question")
     if args.temperature <= 0:

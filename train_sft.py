@@ -7,8 +7,7 @@ Differs from the paper: --kl, the divergence from the base model on the same tok
 default.
 
     python train_sft.py              # out/data/trajectories.jsonl + shipped policy -> out/sft
-    python train_sft.py --model DIR --data FILE --lr 5e-6 --epochs 3 --batch 32 --kl 0.1
-                                     # as in the paper
+    python train_sft.py --recipe paper --model DIR --data FILE       # as in the paper
 """
 import time
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from nanoverify.support.stage import (
     earlier_evaluations,
     load,
     new_parser,
+    parse_with_recipe,
     positive,
     print_memory,
     print_time,
@@ -57,6 +57,7 @@ from nanoverify.support.state import (
 )
 from nanoverify.trajectory import training_ids
 
+PAPER = {"lr": 5e-6, "batch": 32, "epochs": 3, "kl": 0.1}
 WARM_UP = 0.15  # of the schedule
 
 
@@ -77,22 +78,20 @@ def flags(argv):
     group = parser.add_argument_group("stage 1")
     add = group.add_argument
     add("--lr", type=float, default=1e-3,
-        help="highest learning rate; linear to 0 after 15%% warm-up; paper: 5e-6 "
-             "(default: %(default)s)")
-    add("--epochs", type=positive, default=2, help="paper: 3 (default: %(default)s)")
+        help="highest learning rate; linear to 0 after 15%% warm-up (default: %(default)s)")
+    add("--epochs", type=positive, default=2, help="default: %(default)s")
     add("--steps", type=positive,
         help="stop after this many optimizer steps; the learning rates stay those of --epochs "
              "(default: all)")
     add("--batch", type=positive, default=8,
         help="trajectories per optimizer step (default: %(default)s)")
     add("--kl", type=float, default=0.0,
-        help="weight of KL(policy || base) on the learned tokens; paper: 0.1 "
-             "(default: %(default)s)")
+        help="weight of KL(policy || base) on the learned tokens (default: %(default)s)")
     add("--max-length", type=positive, default=1024,
         help="longer trajectories are dropped and counted, in tokens with the prompt "
              "(default: %(default)s)")
     add_training_flags(group, save_every=200)
-    return parser.parse_args(argv)
+    return parse_with_recipe(parser, argv, PAPER)
 
 
 # ---- the trajectories --------------------------------------------------------------------------

@@ -375,3 +375,26 @@ def test_output_folder_in_odd_places(elsewhere):
         assert not (elsewhere / "here").exists() or left_behind(elsewhere / "here") == []
     else:
         assert left_behind(elsewhere / "here") == ["arguments.json"]
+
+
+@pytest.mark.parametrize("script, other, value", [
+    (build_data, "samples", 3), (train_sft, "kl", 0.2), (train_rl, "reward", "process")])
+def test_recipe(script, other, value, capsys):
+    """Bug: --recipe paper changes nothing, wins over flags that are given, or --help hides it."""
+    plain, paper = vars(script.flags([])), vars(script.flags(["--recipe", "paper"]))
+    changed = {name for name in plain if plain[name] != paper[name]} - {"recipe"}
+    assert changed == set(script.PAPER) and script.PAPER.items() <= paper.items()
+    mixed = vars(script.flags([f"--{other}", str(value), "--recipe", "paper"]))
+    assert mixed == {**paper, other: value}
+    with pytest.raises(SystemExit):
+        script.flags(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    content = shown.split("the paper's settings,")[1].split(";")[0]
+    assert all(f"--{name.replace('_', '-')}" in content
+               for name in script.PAPER)
+
+
+def test_flags_are_written_out():
+    """Bug: --rec is taken for --recompute or --recipe, whichever comes first."""
+    with pytest.raises(SystemExit):
+        train_rl.flags(["--recom"])

@@ -53,7 +53,20 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
 def new_parser(description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=description, usage="%(prog)s [flags]",
-                                   formatter_class=Help)
+                                   formatter_class=Help, allow_abbrev=False)
+
+
+def parse_with_recipe(parser, argv, paper: dict):
+    """The flags. --recipe paper changes the defaults of those in `paper`, {its name: value}."""
+    content = " ".join(f"--{name.replace('_', '-')}{'' if value is True else f' {value}'}"
+                       for name, value in paper.items())
+    parser.add_argument("--recipe", choices=("paper",),
+                        help=f"the paper's settings, {content}; other flags still count")
+    args = parser.parse_args(argv)
+    if args.recipe:
+        parser.set_defaults(**paper)
+        args = parser.parse_args(argv)
+    return args
 
 
 def add_model_flags(parser, default=POLICY):
