@@ -2,6 +2,7 @@
 true, every logged metric is explained."""
 import contextlib
 import importlib
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -64,6 +65,14 @@ def test_flags_exist(name, capsys):
         if program(command) == name:
             for flag in (word for word in command if word.startswith("--")):
                 assert re.search(rf"{flag}\b", text), " ".join(command)
+
+
+def test_the_menu_is_complete(capsys):
+    """Bug: `python -m nanoverify` names a command that is gone, or leaves one of the README out."""
+    commands = re.findall(r"python (?:-m )?([\w.]+)", help_of("nanoverify", capsys))
+    named = {command.removesuffix(".py") for command in commands}
+    assert len(named) == 12 and all(importlib.util.find_spec(command) for command in named)
+    assert set(re.findall(r"python -m (nanoverify\.\w+)", README)) <= named
 
 
 def test_flags_in_the_text_exist(capsys):
