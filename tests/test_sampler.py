@@ -450,6 +450,14 @@ def test_keep_top_by_hand():
     assert kept(2, 0.6) == [0, 1, 0, 0]  # 0.625 of the two left is enough
 
 
+def test_log_softmax_of_half_precision_is_fp32():
+    """Bug: log-probs of bf16 logits have three digits."""
+    logits = 9 * torch.randn(5, 61, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for temperature in (1.0, 0.7):
+        found = scaled_log_probs(logits, temperature)
+        torch.testing.assert_close(found, (logits.float() / temperature).log_softmax(-1))
+
+
 def test_log_probs_under_top_k_and_top_p():
     """Bug: with top-k or top-p the log-prob is that of the whole distribution, not of the one
     sampled from."""

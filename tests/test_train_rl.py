@@ -236,6 +236,12 @@ def test_advantages_of_outcome_and_process():
     torch.testing.assert_close(found.raw, expected * found.mask)
 
 
+def test_no_baseline_is_taken_off_twice():
+    """Bug: advantages are centred once more over the rollout, where long responses weigh more."""
+    found = weighed([[made("++++"), made("--")]], reward="outcome", plain=True)
+    torch.testing.assert_close(found.raw, tokens([2, 2, 2, 2], [-2, -2]))
+
+
 @pytest.mark.parametrize("reward, rewards", [
     ("outcome", [[0, 1], [0, 0, 0, -1]]),
     ("process", [[1, 1], [1, -1, -1, 1]]),
@@ -391,6 +397,20 @@ def test_gradient_does_not_depend_on_the_micro_batch(value, fp32):
     for i in (1, 2):
         assert signs[i] == about(signs[0], rel=1e-4)
         torch.testing.assert_close(weights[i], weights[0], atol=1e-5, rtol=0)
+
+
+def test_the_gradient_is_clipped_once_after_all_micro_batches(fp32):
+    """Bug: no clip, one for each micro-batch, or the step before still in the gradient."""
+    moves = []
+    for micro_tokens in (1, 8192):
+        s = Small(0.1, settings(micro_tokens=micro_tokens), 1000 * torch.linspace(-1, 2, 8))
+        before = [p.detach().clone() for p in s.parameters()]
+        assert s.update()["grad_norm"] > 10
+        moves.append(torch.cat([(p.detach() - b).flatten()
+                                for p, b in zip(s.parameters(), before)]))
+        assert moves[-1].norm().item() == about(0.1, rel=1e-3)  # the learning rate times 1
+        assert not any(p.grad is not None and p.grad.any() for p in s.parameters())
+    torch.testing.assert_close(*moves, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("value", [False, True])
