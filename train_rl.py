@@ -69,14 +69,13 @@ from nanoverify.support.state import (
     signals,
     state_bytes,
 )
-from nanoverify.trajectory import Trajectory, in_turn
+from nanoverify.trajectory import Trajectory
 
 PAPER = {"reward": "outcome", "plain": True, "lr": 5e-7, "beta": 0.05, "temperature": 0.7,
          "prompts": 64, "samples": 4, "steps": 500}
 WARM_UP = 5  # steps
 GAMMA, LAMBDA = 1.0, 0.95  # of GAE, for each action
 VALUE_LR, VALUE_WEIGHT, VALUE_CLIP = 3e-3, 0.5, 0.2
-OFFLINE_ACCURACY = 0.1, 0.7  # questions of which such a share of the samples is right
 
 
 def flags(argv):
@@ -95,14 +94,6 @@ def flags(argv):
         help="responses per question (default: %(default)s)")
     add("--temperature", type=float, default=1.0,
         help="of rollouts and log-probs (default: %(default)s)")
-    add("--count", type=positive, default=6000,
-        help="training questions to draw from (default: %(default)s)")
-    add("--filter", type=positive, default=0, metavar="N",
-        help="answer each question N times first and drop those always or never solved "
-             "(default: keep all)")
-    add("--offline", type=positive, metavar="N",
-        help="sample N questions once and learn from these responses; paper: --beta 0.1 "
-             "(default: a rollout per step)")
     group = parser.add_argument_group("reward and advantage")
     add = group.add_argument
     add("--reward", choices=("outcome", "process", "both"), default="both",
@@ -113,16 +104,13 @@ def flags(argv):
     add("--beta", type=float, default=0.0,
         help="weight of the KL to the SFT model (default: %(default)s)")
     add("--plain", action="store_true", help="advantages are not normalised")
-    add("--shuffle-rewards", action="store_true",
-        help="control: responses get each other's rewards; nothing may rise")
     group = parser.add_argument_group("update")
     add = group.add_argument
     add("--lr", type=float, default=2e-4,
         help="highest learning rate; 5 steps of warm-up, then linear to 0 over --steps "
              "(default: %(default)s)")
     add("--minibatches", type=positive, default=4,
-        help="optimizer steps per pass over a rollout (default: %(default)s)")
-    add("--epochs", type=positive, default=1, help="passes over a rollout (default: %(default)s)")
+        help="optimizer steps on a rollout (default: %(default)s)")
     add("--clip", type=float, default=0.2,
         help="the ratio counts between 1 - this and 1 + this (default: %(default)s)")
     add_training_flags(group, save_every=10)
@@ -133,73 +121,25 @@ def flags(argv):
         raise InputError(f"--temperature {args.temperature}: must be above 0 to explore")
     if args.beta < 0:
         raise InputError(f"--beta {args.beta}: must not be negative")
-    if args.offline and (args.advantage == "gae" or args.shuffle_rewards):
-        raise InputError("--offline: not with --advantage gae or --shuffle-rewards")
     return args
 
 
 # ---- 5. sample and mark ------------------------------------------------------------------------
 
-def solved(trajectory: Trajectory) -> bool:
-    return ppo.outcome_reward(trajectory) > 0
-
-
-def sometimes_solved(model, tokenizer, problems, sampling: Sampling) -> list:
-    """The questions that the model neither always nor never solves."""
-    rows = respond(model, tokenizer, problems, sampling, "filter")
-    kept = [problem for problem, row in zip(problems, rows) if 0 < share(map(solved, row)) < 1]
-    print(f"{len(kept)} of {len(rows)} questions are sometimes solved and sometimes not")
-    return kept
-
-
-def offline_pool(model, tokenizer, problems, sampling: Sampling,
-                 reward: str) -> list[list[tuple[Trajectory, list[float]]]]:
-    """(response, advantage of each action), a row for each question: the paper's offline variant.
-
-    Kept are questions of which 10 to 70% of the samples are right, and responses whose actions are
-    in turn. The baseline of an action is the mean at the same position over questions of like
-    accuracy, in bins of 0.1.
-    """
-    rows = respond(model, tokenizer, problems, sampling, "offline")
-    low, high = OFFLINE_ACCURACY
-    kept, bins = [], []
-    for row in rows:
-        right = sum(map(solved, row))
-        usable = [t for t in row if in_turn(t)]
-        if low <= right / len(row) <= high and usable:
-            kept.append(usable)
-            bins += [10 * right // len(row)] * len(usable)
-    pool = [t for row in kept for t in row]
-    values = ppo.combine([ppo.outcome_reward(t) for t in pool],
-                         [ppo.action_rewards(t) for t in pool], reward)
-    keys = [[(bin, i) for i in range(len(row))] for bin, row in zip(bins, values)]
-    advantages = iter(ppo.centred(values, keys))
-    print(f"{len(kept)} of {len(rows)} questions and {len(pool)} of {len(rows) * sampling.samples} "
-          "responses are kept")
-    return [[(t, next(advantages)) for t in row] for row in kept]
-
-
-def prepared(model, tokenizer, problems, sampling: Sampling, tries: int, offline: int | None,
-             reward: str) -> list:
-    """What the steps draw from: training questions or, offline, rows of the pool.
-
-    tries: answers to each question, for --filter (0: no filter). offline: questions of the pool.
-    """
-    if tries:
-        tried = replace(sampling, samples=tries)
-        problems = sometimes_solved(model, tokenizer, problems, tried)
-    if offline:
-        return offline_pool(model, tokenizer, problems[:offline], sampling, reward)
+def every_question(model, tokenizer, problems, sampling: Sampling) -> list:
+    """What the steps draw from: all training questions."""
     return problems
 
 
-def sample(model, tokenizer, asked, sampling: Sampling, offline: bool) -> Rollout:
-    """The rollout of a step. asked: questions or, offline, rows of the pool."""
-    if offline:
-        rollout = rollout_of([[t for t, _ in row] for row in asked], tokenizer)
-        rollout.known = [advantages for row in asked for _, advantages in row]
-        return rollout
+def collect(model, tokenizer, asked, sampling: Sampling) -> Rollout:
+    """The rollout of a step: the responses to its questions."""
     return rollout_of(respond(model, tokenizer, asked, sampling), tokenizer)
+
+
+def mark(rollout: Rollout):
+    """Fill in the rewards of responses and actions."""
+    rollout.outcomes = [ppo.outcome_reward(t) for t in rollout.trajectories]
+    rollout.process = [ppo.action_rewards(t) for t in rollout.trajectories]
 
 
 # ---- 6. advantages -----------------------------------------------------------------------------
@@ -207,7 +147,7 @@ def sample(model, tokenizer, asked, sampling: Sampling, offline: bool) -> Rollou
 def score(rollout: Rollout, model, reference, value_head, settings: PPO):
     """Fill in what models say of the responses, where it is needed: KL to the reference, values."""
     if reference:
-        # offline, it is not the policy that wrote the responses
+        # the responses may be older than the policy; `known` says so
         policy = log_probs(model, rollout, settings) if rollout.known else rollout.old
         rollout.kl = policy - log_probs(reference, rollout, settings)
     if value_head:
@@ -215,21 +155,16 @@ def score(rollout: Rollout, model, reference, value_head, settings: PPO):
 
 
 @dataclass(frozen=True)
-class Rules:
-    """What is rewarded, and compared with what."""
+class RewardRules:
+    """Which rewards count, and what they are compared with."""
     reward: str = "both"
     gae: bool = False
     beta: float = 0.0
     plain: bool = False
-    shuffle: bool = False
 
 
-def weigh(rollout: Rollout, rules: Rules, rng):
-    """Fill in the rewards of a rollout and the advantages of its tokens."""
-    rollout.outcomes = [ppo.outcome_reward(t) for t in rollout.trajectories]
-    rollout.process = [ppo.action_rewards(t) for t in rollout.trajectories]
-    if rules.shuffle:
-        shuffle_rewards(rollout, rng)
+def weigh(rollout: Rollout, rules: RewardRules):
+    """Fill in the advantages of the tokens. The rollout is marked."""
     rollout.rewards = ppo.combine(rollout.outcomes, rollout.process, rules.reward, at_end=rules.gae)
     if rules.gae:
         per_action = [ppo.gae(rewards, values, GAMMA, LAMBDA)
@@ -251,25 +186,15 @@ def group_advantages(rollout: Rollout, reward: str) -> ppo.Rows:
     return ppo.combine(outcome, process, reward)
 
 
-def shuffle_rewards(rollout: Rollout, rng):
-    """Permute the outcomes among the responses, and the process rewards among the actions."""
-    rollout.outcomes = rng.sample(rollout.outcomes, len(rollout.outcomes))
-    pool = [reward for row in rollout.process for reward in row]
-    rng.shuffle(pool)
-    rollout.process = [[pool.pop() for _ in row] for row in rollout.process]
-
-
 # ---- 7. update ---------------------------------------------------------------------------------
 
 def update(model, value_head, optimizer, rollout: Rollout, settings: PPO, rng, where: str) -> dict:
     """Several optimizer steps on one rollout, each over a fresh part of it. -> vital signs."""
     size, steps = -(-len(rollout) // settings.minibatches), []
-    for _ in range(settings.epochs):
-        order = rng.sample(range(len(rollout)), len(rollout))
-        for start in range(0, len(rollout), size):
-            batch = order[start: start + size]
-            steps.append(optimizer_step(model, value_head, optimizer, rollout, batch, settings,
-                                        where))
+    order = rng.sample(range(len(rollout)), len(rollout))
+    for start in range(0, len(rollout), size):
+        batch = order[start: start + size]
+        steps.append(optimizer_step(model, value_head, optimizer, rollout, batch, settings, where))
     # means over the tokens that were learned from
     tokens = max(sum(step["tokens"] for step in steps), 1)
     signs = {key: sum(step[key] for step in steps) / tokens
@@ -394,29 +319,30 @@ def print_example(answers: list[Trajectory], tokenizer):
               f"{tokenizer.decode(example.ids)}\n")
 
 
-def main(argv=None):
+def main(argv=None, choose=every_question, collect=collect, mark=mark):
+    """The run. nanoverify/study/arms.py has other functions for its three calls."""
     args = flags(argv)
-    rules = Rules(args.reward, args.advantage == "gae", args.beta, args.plain, args.shuffle_rewards)
+    rules = RewardRules(args.reward, args.advantage == "gae", args.beta, args.plain)
     print_memory(args, frozen=int(args.beta > 0))
     model, tokenizer = load(args)
     sampling = Sampling(args.max_new_tokens, args.temperature, args.samples, args.seed,
                         args.batch_size)
-    settings = PPO(tokenizer.vocab_size, args.temperature, args.epochs, args.minibatches,
-                   args.clip, args.micro_tokens)
+    settings = PPO(tokenizer.vocab_size, args.temperature, args.minibatches, args.clip,
+                   args.micro_tokens)
     reference = copy.deepcopy(model).requires_grad_(False) if args.beta else None
     held_out = test_problems(args)
-    pool = train_problems(args, args.count)
+    pool = train_problems(args)
     print_rl_plan(model, tokenizer, pool, len(held_out), args)
-    pool = prepared(model, tokenizer, pool, sampling, args.filter, args.offline, args.reward)
+    pool = choose(model, tokenizer, pool, sampling)
     if len(pool) < args.prompts:
         raise InputError(f"--prompts {args.prompts}: only {len(pool)} training questions")
     value_head, optimizer = learner(model, rules.gae, args.lr)
     trained = Learner(model, optimizer, value_head)
-    saving = Saving(args.steps, args.save_every, args.keep)
-    this_run = identity(args, *checkpoint_files(args.model))
+    saving = Saving(args.steps, args.save_every)
+    calls = [choose.__name__, collect.__name__, mark.__name__]
+    this_run = identity(args, *checkpoint_files(args.model)) | {"calls": calls}
 
-    room = state_bytes(model, args.keep)
-    with output_folder(args.out, args.resume, args.overwrite, room) as folder:
+    with output_folder(args.out, args.resume, args.overwrite, state_bytes(model)) as folder:
         state = go_on(folder, this_run, trained, args.allow_changes)
         columns = (state.get("columns") or earlier_evaluations(args)
                    or {"start": report(evaluate(model, tokenizer, held_out, sampling))})
@@ -424,14 +350,15 @@ def main(argv=None):
         with signals() as caught:
             for step in bar:
                 clock = [time.time()]
-                # 5. a rollout, whose actions the rule marks as it is parsed
+                # 5. a rollout and its rewards
                 asked = batch_of(pool, args.prompts, step, args.seed)
                 own = replace(sampling, seed=args.seed * 1_000_003 + step)
-                rollout = sample(model, tokenizer, asked, own, bool(args.offline))
+                rollout = collect(model, tokenizer, asked, own)
+                mark(rollout)
                 clock.append(time.time())
                 # 6. KL to the reference, values, rewards: how much better than expected?
                 score(rollout, model, reference, value_head, settings)
-                weigh(rollout, rules, random.Random(f"rewards {args.seed} {step}"))
+                weigh(rollout, rules)
                 clock.append(time.time())
                 # 7. clipped policy gradient
                 lr = learning_rate(step, args.steps, args.lr)

@@ -189,12 +189,12 @@ def main(argv=None):
                tokens=steps * args.batch * sum(lengths) / len(rows))
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99),
                                   weight_decay=0.0, fused=True)
-    learner, saving = Learner(model, optimizer), Saving(steps, args.save_every, args.keep)
+    learner, saving = Learner(model, optimizer), Saving(steps, args.save_every)
     settings = SFT(args.micro_tokens, args.kl)
     greedy = Sampling(args.max_new_tokens, 0.0, seed=args.seed, batch_size=args.batch_size)
     this_run = identity(args, args.data, *checkpoint_files(args.model))
 
-    room_on_disk = state_bytes(model, args.keep)
+    room_on_disk = state_bytes(model)
     with output_folder(args.out, args.resume, args.overwrite, room_on_disk) as folder:
         state = go_on(folder, this_run, learner, args.allow_changes)
         columns = (state.get("columns") or earlier_evaluations(args)

@@ -20,8 +20,7 @@ class PPO:
     """Settings of the update."""
     vocab_size: int  # ids that the tokenizer knows; the others are padding of the weight matrix
     temperature: float = 1.0  # of the sampling; all log-probs are taken at it
-    epochs: int = 1  # passes over a rollout
-    minibatches: int = 4  # optimizer steps in a pass
+    minibatches: int = 4  # optimizer steps on a rollout
     clip: float = 0.2
     micro_tokens: int = 2048  # in one forward pass
 
@@ -35,11 +34,12 @@ class Rollout:
     mask: torch.Tensor  # (B, T): 1 on response tokens
     old: torch.Tensor  # (B, T): log-probs with which the sampler drew them
     kl: torch.Tensor  # (B, T): log-prob minus the reference's; 0 without a reference
-    known: Rows | None = None  # --offline: the advantage of each action
+    known: Rows | None = None  # the advantage of each action, where an earlier policy wrote them
     values: Rows | None = None  # --advantage gae: of the state before each action
-    # filled by `train_rl.weigh`
+    # filled by `train_rl.mark`
     outcomes: list[float] = field(default_factory=list)  # B: outcome rewards
     process: Rows = field(default_factory=list)  # process rewards
+    # filled by `train_rl.weigh`
     rewards: Rows = field(default_factory=list)  # what counts of both
     returns: Rows = field(default_factory=list)  # what the values should have been
     raw: torch.Tensor | None = None  # (B, T): advantages before they are normalised

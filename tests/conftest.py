@@ -2,11 +2,19 @@
 import pytest
 from test_sampler import save_policy
 
+from nanoverify.support import stage
+
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
     """The folder of a tiny random model with its tokenizer."""
     return save_policy(tmp_path_factory.mktemp("input") / "policy")
+
+
+@pytest.fixture(autouse=True)
+def few_puzzles(monkeypatch):
+    """Stage 2 draws from six puzzles."""
+    monkeypatch.setattr(stage, "PUZZLES", 6)
 
 
 @pytest.fixture

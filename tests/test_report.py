@@ -18,6 +18,7 @@ from nanoverify.evaluate import metrics
 from nanoverify.evaluate import report as evaluation
 from nanoverify.problems import Problem
 from nanoverify.rollout import rollout_rows
+from nanoverify.study import arms
 from nanoverify.support.files import write_json, write_jsonl
 from nanoverify.tools import report
 from nanoverify.trajectory import RECHECK, RETRY, as_row, parse
@@ -328,8 +329,8 @@ def test_rollout_rows_of_other_rewards():
     assert all(action["baseline"] is None
                for each in rollout([made("-+++"), made("--")], 0.0, gae=True)
                for action in each["actions"])
-    dealt = weighed([FOUR * 3], shuffle=True).process
-    rows = rollout(FOUR * 3, 0.0, shuffle=True)
+    dealt = weighed([FOUR * 3], mark=arms.shuffled).process
+    rows = rollout(FOUR * 3, 0.0, mark=arms.shuffled)
     assert [[action["process"] for action in each["actions"]]
             for each in rows] == dealt != [ppo.action_rewards(t) for t in FOUR * 3]
 
@@ -341,7 +342,7 @@ def test_a_run_leaves_its_last_rollout(tmp_path, capsys):
     for name in ("rl", "again"):
         train_rl.main(["--model", str(tmp_path / "policy"), "--out", str(tmp_path / name),
                        "--steps", "2", "--prompts", "2", "--samples", "2", "--max-new-tokens", "6",
-                       "--test-count", "2", "--count", "5", "--device", "cpu"])
+                       "--test-count", "2", "--device", "cpu"])
     found = (tmp_path / "rl" / "rollouts.jsonl").read_text()
     assert found == (tmp_path / "again" / "rollouts.jsonl").read_text()
     assert [json.loads(line)["step"] for line in found.splitlines()] == [2] * 4

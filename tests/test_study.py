@@ -86,8 +86,8 @@ def test_arms_run_what_they_say(monkeypatch, tmp_path):
     ran, column = [], {"by_level": {}, "final_accuracy": 0.25}
     monkeypatch.setattr(
         study, "stage",
-        lambda script, out, *flags: ran.append((script, out.name,
-                                                [getattr(flag, "name", flag) for flag in flags])))
+        lambda script, out, *flags, arm="": ran.append(
+            (arm or script, out.name, [getattr(flag, "name", flag) for flag in flags])))
     monkeypatch.setattr(study, "beyond", lambda model, at: {"final_within_1": at.name})
     monkeypatch.setattr(study, "row_of_folder", lambda out, values: {"out": out.name, **values})
     monkeypatch.setattr(
@@ -115,6 +115,9 @@ def test_arms_run_what_they_say(monkeypatch, tmp_path):
         ("train_sft", "weak", ["--seed", 3, "--data", "trajectories.jsonl", "--steps", 150]),
         ("train_rl", "weak-process", ["--seed", 3, "--model", "weak", "--reward", "process"])]
     ran.clear()
+    study.run_arm("shuffled", root, 3)
+    assert ran == [("shuffled", "shuffled", ["--seed", 3, "--model", "sft"])]
+    ran.clear()
     study.run_arm("both-styles", root, 3)
     assert ran == [("build_data", "both-styles-data",
                     ["--seed", 3, "--styles", "problem-solving", "confirmative"]),
@@ -126,11 +129,15 @@ def test_stage(monkeypatch, tmp_path):
     starts again."""
     ran = []
     monkeypatch.setattr(study.subprocess, "run",
-                        lambda command, check: (ran.append(command[1:]),
-                                                (tmp_path / "out").mkdir(exist_ok=True)))
+                        lambda command, check: ran.append(command[1:]))
+    for name in ("out", "arm"):
+        (tmp_path / name).mkdir()
     study.stage("train_rl", tmp_path / "out", "--lr", 0)
     assert ran == [["train_rl.py", "--out", str(tmp_path / "out"), "--lr", "0"]]
     assert study.seconds(tmp_path / "out") is not None
+    study.stage("train_rl", tmp_path / "arm", "--lr", 0, arm="shuffled")
+    assert ran.pop() == ["-m", "nanoverify.study.arms", "shuffled",
+                         "--out", str(tmp_path / "arm"), "--lr", "0"]
     (tmp_path / "out.part").mkdir()
     study.stage("train_rl", tmp_path / "out", "--lr", 0)
     assert ran[1][-1] == "--resume"

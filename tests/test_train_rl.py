@@ -2,6 +2,7 @@
 import json
 import math
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,7 @@ from nanoverify.problems import Problem
 from nanoverify.rollout import PPO, Rollout, action_values, log_probs, rollout_of
 from nanoverify.sampler import Sampling
 from nanoverify.scoring import ROUND
+from nanoverify.study import arms
 from nanoverify.support.files import InputError
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.tools.report import definitions
@@ -125,10 +127,10 @@ def test_offline_pool(monkeypatch, capsys):
     rows = [[made("++")] * 4, [made("--", finished=False)] * 4, [cut] * 4,
             [made("++"), made("-+"), made("-+", finished=False), broken]]
     asked = []
-    monkeypatch.setattr(train_rl, "respond", lambda *rest: asked.append(rest[3:]) or rows)
+    monkeypatch.setattr(arms, "respond", lambda *rest: asked.append(rest[3:]) or rows)
 
     def pool(reward):
-        return train_rl.offline_pool(None, None, [PROBLEM] * 4, FOUR_SAMPLES, reward)
+        return arms.offline_pool(None, None, [PROBLEM] * 4, FOUR_SAMPLES, reward)
     assert [[t for t, _ in row] for row in pool("outcome")] == [rows[3][:3]]
     assert asked == [(FOUR_SAMPLES, "offline")]
     assert "1 of 4 questions and 3 of 16 responses" in capsys.readouterr().out
@@ -145,8 +147,8 @@ def test_offline_pool(monkeypatch, capsys):
 def test_offline_baselines_are_those_of_like_questions(monkeypatch):
     """Bug: easy and hard questions share a baseline, or two of like accuracy do not."""
     rows = [[made("++")] * a + [made("--")] * (10 - a) for a in (1, 5, 5, 7)]
-    monkeypatch.setattr(train_rl, "respond", lambda *rest: rows)
-    pool = train_rl.offline_pool(None, None, [PROBLEM] * 4, FOUR_SAMPLES, "outcome")
+    monkeypatch.setattr(arms, "respond", lambda *rest: rows)
+    pool = arms.offline_pool(None, None, [PROBLEM] * 4, FOUR_SAMPLES, "outcome")
     assert [row[0][1] for row in pool] == [about([2 * (1 - a / 10)] * 2) for a in (1, 5, 5, 7)]
 
 
@@ -156,8 +158,8 @@ def test_offline_accuracy_counts_rewards_of_all_samples(monkeypatch):
     broken = Trajectory(PROBLEM, [3, 4], True, actions, [0.0, 0.0])
     cut = made("+", finished=False)
     rows = [[made("++"), cut, cut, cut], [broken, made("--"), made("--"), made("--")]]
-    monkeypatch.setattr(train_rl, "respond", lambda *rest: rows)
-    pool = train_rl.offline_pool(None, None, [PROBLEM] * 2, FOUR_SAMPLES, "outcome")
+    monkeypatch.setattr(arms, "respond", lambda *rest: rows)
+    pool = arms.offline_pool(None, None, [PROBLEM] * 2, FOUR_SAMPLES, "outcome")
     assert [[t for t, _ in row] for row in pool] == [rows[0], rows[1][1:]]  # 1 of 4 right in both
 
 
@@ -167,9 +169,10 @@ def test_filter_keeps_what_is_sometimes_solved(monkeypatch, capsys):
     rows = [[made("++"), made("+-")], [made("--"), made("-+")], [made("-+++"), made("--")],
             [made("++"), cut], [made("--"), cut]]
     asked = []
-    monkeypatch.setattr(train_rl, "respond", lambda *rest: asked.append(rest[3:]) or rows)
-    kept = train_rl.sometimes_solved(None, None, list("abcde"), FOUR_SAMPLES)
-    assert kept == ["c", "d"] and asked == [(FOUR_SAMPLES, "filter")]
+    monkeypatch.setattr(arms, "respond", lambda *rest: asked.append(rest[3:]) or rows)
+    kept = arms.sometimes_solved(None, None, list("abcde"), FOUR_SAMPLES)
+    tries = replace(FOUR_SAMPLES, samples=arms.TRIES)
+    assert kept == ["c", "d"] and asked == [(tries, "filter")]
     assert "2 of 5 questions" in capsys.readouterr().out
 
 
@@ -204,10 +207,11 @@ def test_values_are_read_before_the_action_begins(fp32):
         assert found == about(expected, abs=1e-4)
 
 
-def weighed(groups, kl=0.0, values=None, seed=0, **rules) -> Rollout:
+def weighed(groups, kl=0.0, values=None, mark=train_rl.mark, **rules) -> Rollout:
     r = rollout_of(groups, TOKENIZER)
     r.kl, r.values = kl * r.mask, values
-    train_rl.weigh(r, train_rl.Rules(**rules), random.Random(seed))
+    mark(r)
+    train_rl.weigh(r, train_rl.RewardRules(**rules))
     return r
 
 
@@ -262,11 +266,11 @@ def test_advantages_of_gae(reward, rewards):
         assert row == about([a + v for a, v in zip(own, value)])
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_shuffled_rewards_keep_their_multiset(seed):
+@pytest.mark.parametrize("n", range(3, 6))
+def test_shuffled_rewards_keep_their_multiset(n):
     """Bug: the control loses, repeats or invents rewards, or leaves them in place."""
-    groups, flat = [FOUR] * 5, lambda rows: sorted(number for row in rows for number in row)
-    plain, found, again = weighed(groups), *(weighed(groups, shuffle=True, seed=seed) for _ in "ab")
+    groups, flat = [FOUR] * n, lambda rows: sorted(number for row in rows for number in row)
+    plain, found, again = weighed(groups), *(weighed(groups, mark=arms.shuffled) for _ in "ab")
     assert found.process != plain.process and flat(found.process) == flat(plain.process)
     assert [len(row) for row in found.process] == [len(row) for row in plain.process]
     assert found.outcomes != plain.outcomes and sorted(found.outcomes) == sorted(plain.outcomes)
@@ -311,7 +315,7 @@ def test_the_ratio_to_the_trainers_own_log_probs_is_exactly_1(bf16, monkeypatch)
 def test_vital_signs_by_hand(fp32):
     """Bug: the ratio is not that to the stored log-probs, --clip is lost, means are others."""
     advantages = [1.0, 1, 1, 1, -1, -1, 0, 0]
-    s = Small(0.0, settings(clip=0.3, epochs=2, minibatches=2), advantages)
+    s = Small(0.0, settings(clip=0.3, minibatches=2), advantages)
     r = s.rollout
     # the policy likes them more, or less, than the sampler did; 2 and 5 stay within 0.7 and 1.3
     moves = {0: 0.4, 1: 0.4, 2: 0.24, 4: -0.7, 5: -0.3}
@@ -326,7 +330,7 @@ def test_vital_signs_by_hand(fp32):
                 "clipped_high": sum(n[:2]) / learned, "clipped_low": n[4] / learned,
                 "approx_kl": sum(n[i] * k3(move) for i, move in moves.items()) / learned}
     assert {key: signs[key] for key in expected} == about(expected, rel=1e-3)
-    # the first of the four optimizer steps
+    # the first of the two optimizer steps
     first = [i for i in random.Random(1).sample(range(8), 8)[:4] if i < 6]
     moved = sum(n[i] * abs(moves.get(i, 0)) for i in first)
     assert moved and signs["mismatch"] == about(moved / sum(n[i] for i in first), rel=1e-3)
@@ -340,7 +344,7 @@ def test_mismatch_is_that_before_the_first_update(fp32):
 
 def test_learning_rate_0_moves_nothing(fp32):
     """Bug: something other than the optimizer changes the policy, or the wrong rows are paired."""
-    s = Small(0.0, settings(minibatches=3, epochs=2, micro_tokens=3 * ROUND))
+    s = Small(0.0, settings(minibatches=3, micro_tokens=3 * ROUND))
     signs = s.update()
     assert signs["approx_kl"] == about(0, abs=1e-6)
     assert signs["clipped_low"] == signs["clipped_high"] == 0
@@ -348,16 +352,15 @@ def test_learning_rate_0_moves_nothing(fp32):
     torch.testing.assert_close(s.log_probs(), s.rollout.old)
 
 
-def test_every_response_is_used_once_per_epoch(fp32, monkeypatch):
-    """Bug: indices within a part are taken for those of the rollout; epochs have one order."""
-    s = Small(0.0, settings(minibatches=3, epochs=4, micro_tokens=3 * ROUND))
+def test_every_response_is_used_once(fp32, monkeypatch):
+    """Bug: indices within a part are taken for those of the rollout; the order is that of asking,
+    where the samples of a question are together in a minibatch."""
+    s = Small(0.0, settings(minibatches=3, micro_tokens=3 * ROUND))
     used, steps = noted(monkeypatch), []
     monkeypatch.setattr(s.optimizer, "step", lambda: steps.append(len(used)))
     s.update()
-    assert steps == [8 * epoch + n for epoch in range(4) for n in (3, 6, 8)]
-    epochs = [used[i: i + 8] for i in range(0, 32, 8)]
-    assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
-    assert len({frozenset(epoch[:3]) for epoch in epochs}) > 1
+    assert steps == [3, 6, 8] and sorted(used) == list(range(8))
+    assert set(used[:3]) == set(random.Random(1).sample(range(8), 8)[:3]) != {0, 1, 2}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -432,7 +435,7 @@ def test_workers_change_nothing(value, fp32, monkeypatch):
 
 def test_value_head_learns_the_returns_and_not_the_policy(fp32):
     """Bug: values meet the returns of other actions, are pushed away, or change the policy, too."""
-    s = Small(0.02, settings(epochs=8), 0.0, head())
+    s = Small(0.02, settings(minibatches=8), 0.0, head())
     policy, rng = [p.detach().clone() for p in s.model.parameters()], random.Random(0)
     returns = [[value + rng.uniform(-0.1, 0.3) for value in row] for row in s.rollout.values]
     s.rollout.returns = returns
@@ -456,11 +459,11 @@ def test_one_step_of_the_value_head_by_hand(fp32):
 
 # ---- whole runs on made-up responses -----------------------------------------------------------
 
-def small_run(folder, *flags, out="out"):
+def small_run(folder, *flags, out="out", **calls):
     """train_rl.main on folder/policy. -> metrics.jsonl."""
     train_rl.main(["--model", str(folder / "policy"), "--out", str(folder / out), "--prompts", "2",
-                   "--samples", "2", "--count", "6", "--max-new-tokens", "6", "--test-count", "2",
-                   "--device", "cpu", "--overwrite", *map(str, flags)])
+                   "--samples", "2", "--max-new-tokens", "6", "--test-count", "2",
+                   "--device", "cpu", "--overwrite", *map(str, flags)], **calls)
     return [json.loads(line) for line in (folder / out / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -498,10 +501,10 @@ def stub(tmp_path, monkeypatch, capsys):
 
 def test_flags_reach_what_they_are_for(tmp_path, stub):
     """Bug: a flag is parsed and forgotten; steps or seeds share random numbers; weights decay."""
-    flags = ["--steps", 10, "--temperature", 0.7, "--clip", 0.1, "--epochs", 3, "--minibatches", 5,
+    flags = ["--steps", 10, "--temperature", 0.7, "--clip", 0.1, "--minibatches", 5,
              "--micro-tokens", 999, "--lr", 0.5, "--advantage", "gae"]
     lines = small_run(tmp_path, *flags, "--seed", 3)
-    expected = PPO(Tokenizer.load(tmp_path / "policy").vocab_size, temperature=0.7, epochs=3,
+    expected = PPO(Tokenizer.load(tmp_path / "policy").vocab_size, temperature=0.7,
                    minibatches=5, clip=0.1, micro_tokens=999)
     assert {step.settings for step in stub.seen} == {expected}
     assert {asked[:3] for asked in stub.asked} == {(2, 2, 0.7)}
@@ -533,14 +536,12 @@ def test_what_is_evaluated_is_what_is_saved_and_logged(tmp_path, stub):
 
 
 def test_rules_reach_the_advantages(tmp_path, stub):
-    """Bug: --reward, --plain or --shuffle-rewards has no effect, or every step shuffles alike."""
+    """Bug: --reward or --plain has no effect."""
     for reward in ("outcome", "process", "both"):
         for plain in (False, True):
             small_run(tmp_path, "--steps", 1, "--reward", reward, *["--plain"] * plain)
             expected = weighed(stub.groups, reward=reward, plain=plain)
             torch.testing.assert_close(stub.seen[-1].record.advantages, expected.advantages)
-    small_run(tmp_path, "--steps", 6, "--shuffle-rewards")
-    assert len({tuple(step.record.outcomes) for step in stub.seen[-6:]}) > 1
 
 
 def test_kl_is_that_of_the_sampler_to_the_start(tmp_path, stub):
@@ -558,8 +559,6 @@ def test_offline_learns_from_the_pool(tmp_path, monkeypatch, stub):
     """Bug: offline, the ratio is to each step's policy, or the KL is not that of the policy."""
     numbers = {"++": [1.0, -0.5], "-+++": [2.0, -0.5, 0.25, 2.0]}
     pool = [[(made(signs), row) for signs, row in numbers.items()] for _ in range(2)]
-    monkeypatch.setattr(train_rl, "offline_pool",
-                        lambda model, tokenizer, problems, *rest: pool if len(problems) == 5 else 0)
     monkeypatch.setattr(train_rl, "respond", None)
     start, kls = load_model(tmp_path / "policy"), []
 
@@ -572,24 +571,48 @@ def test_offline_learns_from_the_pool(tmp_path, monkeypatch, stub):
         kls.append(record.kl.abs().max().item())
         return stub.update(model, value_head, optimizer, record, settings, *rest)
     monkeypatch.setattr(train_rl, "update", update)
-    small_run(tmp_path, "--steps", 2, "--offline", 5, "--beta", 0.1)
+    small_run(tmp_path, "--steps", 2, "--beta", 0.1, choose=lambda *rest: pool,
+              collect=arms.from_pool)
     assert kls[0] == 0 and kls[1] > 0.01
 
 
-def test_offline_without_questions_is_refused(tmp_path, monkeypatch, stub):
-    """Bug: where no question is kept, the run continues online."""
-    monkeypatch.setattr(train_rl, "offline_pool", lambda *rest: [])
+def test_too_few_questions_are_refused(tmp_path, stub):
+    """Bug: where `choose` leaves no question, the run continues with none."""
     with pytest.raises(InputError, match="only 0 training questions"):
-        small_run(tmp_path, "--steps", 1, "--offline", 4)
+        small_run(tmp_path, "--steps", 1, choose=lambda *rest: [])
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("flags", ["--beta -1", "--offline 2 --advantage gae",
-                                   "--offline 2 --shuffle-rewards"])
-def test_flags_that_make_no_sense_are_refused(flags):
-    """Bug: a flag is accepted and has no effect, or the opposite one."""
-    with pytest.raises(InputError, match=f"^{flags.split()[0]}"):
-        train_rl.flags(flags.split())
+def test_each_arm_reaches_its_run(tmp_path, monkeypatch, capsys):
+    """Bug: an arm is the plain run under another name, or loses the flags that follow its name."""
+    seen = []
+    monkeypatch.setattr(train_rl, "main", lambda argv, **calls: seen.append((argv, calls)))
+    for name in arms.ARMS:
+        arms.main([name, "--beta", "0.1", "--reward", "outcome"])
+    assert [argv for argv, _ in seen] == [["--beta", "0.1", "--reward", "outcome"]] * 3
+    (_, filtered), (_, offline), (_, shuffled) = seen
+    assert filtered == {"choose": arms.sometimes_solved} and shuffled == {"mark": arms.shuffled}
+    assert offline["collect"] is arms.from_pool
+    monkeypatch.setattr(arms, "offline_pool", lambda *rest: rest)
+    assert offline["choose"](1, 2, 3, 4) == (1, 2, 3, 4, "outcome")
+    for flags in (["no-such-arm"], ["offline", "--advantage", "gae"]):
+        with pytest.raises(InputError):
+            arms.main(flags)
+
+
+def test_a_run_does_not_resume_with_other_calls(tmp_path, stub):
+    """Bug: half a run learns from shuffled rewards."""
+    small_run(tmp_path, "--steps", 1)
+    with pytest.raises(InputError, match="calls was .*'mark'.*, is .*'shuffled'"):
+        train_rl.main(["--model", str(tmp_path / "policy"), "--out", str(tmp_path / "out"),
+                       "--prompts", "2", "--samples", "2", "--max-new-tokens", "6", "--test-count",
+                       "2", "--device", "cpu", "--steps", "2", "--resume"], mark=arms.shuffled)
+
+
+def test_a_negative_beta_is_refused():
+    """Bug: the policy is paid for leaving the reference."""
+    with pytest.raises(InputError, match="^--beta"):
+        train_rl.flags(["--beta", "-1"])
 
 
 @pytest.mark.parametrize("flags", [[], ["--advantage", "gae", "--beta", "0.1"],

@@ -320,8 +320,9 @@ def rl(model, tokenizer, prompts: int, own: Sampling, trl_model: str | None) -> 
         _, optimizer = train_rl.learner(model, gae=False, lr=0.0)
         began = now(device)
         this = replace(drawing, seed=drawing.seed + number)
-        rollout = train_rl.sample(model, tokenizer, problems, this, False)
-        train_rl.weigh(rollout, train_rl.Rules(), random.Random(number))
+        rollout = train_rl.collect(model, tokenizer, problems, this)
+        train_rl.mark(rollout)
+        train_rl.weigh(rollout, train_rl.RewardRules())
         train_rl.update(model, None, optimizer, rollout, settings, random.Random(number), "rl")
         return now(device) - began, int(rollout.mask.sum()), 0, 0
     works = {"ours": ours}

@@ -196,9 +196,10 @@ def rl(device, limits):
     for number in range(3):
         began = now(device)
         own = replace(sampling, seed=number)
-        rollout = train_rl.sample(model, tokenizer, problems, own, False)
+        rollout = train_rl.collect(model, tokenizer, problems, own)
         sampled = now(device)
-        train_rl.weigh(rollout, train_rl.Rules(), random.Random(number))
+        train_rl.mark(rollout)
+        train_rl.weigh(rollout, train_rl.RewardRules())
         # random weights answer nothing right, so nothing would be learned
         rollout.advantages = rollout.mask * torch.randn(rollout.mask.shape)
         train_rl.update(model, None, optimizer, rollout, settings, random.Random(number), "rl")

@@ -23,7 +23,7 @@ STAGES = {
     "train_sft": ["--data", "data/trajectories.jsonl", "--epochs", "1", "--batch", "4",
                   "--save-every", "2", "--out", "sft"],
     "train_rl": ["--model", "sft", "--steps", "4", "--prompts", "4", "--samples", "4",
-                 "--count", "40", "--save-every", "1", "--out", "rl"],
+                 "--save-every", "1", "--out", "rl"],
 }
 # a part of 20 questions, so that build_data.py saves several times
 START = ("import build_data, {name}; from nanoverify.support.files import run; "

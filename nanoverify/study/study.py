@@ -45,6 +45,7 @@ from nanoverify.evaluate import COLUMNS, metrics, respond, share
 from nanoverify.pretrain import solve_text
 from nanoverify.puzzles import HELD_OUT, LEVELS, make_puzzles, puzzles_with_numbers
 from nanoverify.sampler import Sampling
+from nanoverify.study.arms import ARMS
 from nanoverify.support.files import (
     InputError,
     output_folder,
@@ -66,12 +67,12 @@ VARIANTS = {  # flags of RL from main's SFT model; weak-...: from that of arm we
     "weak-outcome": ["--reward", "outcome"],
     "weak-process": ["--reward", "process"],
     "gae": ["--advantage", "gae"],
-    "offline": ["--offline", 2000, "--beta", 0.1],
+    "offline": ["--beta", 0.1],
     "no-sft": ["--model", POLICY],
-    "shuffled": ["--shuffle-rewards"],
+    "shuffled": [],
     "lr0": ["--lr", 0, "--steps", 5],
     "kl": ["--beta", 0.05],
-    "filter": ["--filter", 4, "--count", 3000],
+    "filter": [],
     "plain-outcome": ["--reward", "outcome", *PAPER],
     "plain-process": ["--reward", "process", *PAPER]}
 STYLES = {"problem-solving": ["problem-solving"],
@@ -95,17 +96,19 @@ HEADER = ("arm", "seed", *COLUMNS, "always_correct", *FAILURES, "trained_tokens"
           *(f"final_within_{k}" for k in ALLOWED))
 
 
-def stage(script: str, out: Path, *flags):
+def stage(script: str, out: Path, *flags, arm: str = ""):
     """Run one script, or resume it, unless its output is complete. The wall-clock seconds of this
     call are saved in the output. InputError: the output was made with other flags.
+
+    arm: the variant of train_rl.py in arms.py that is run.
     """
     flags = ["--out", str(out), *map(str, flags)]
     if (out / "arguments.json").exists():
         refuse_other_flags(out, vars(importlib.import_module(script).flags(flags)))
         return
     began, begun = time.time(), out.with_name(out.name + ".part").exists()
-    command = [sys.executable, f"{script}.py", *flags, *["--resume"] * begun]
-    subprocess.run(command, check=True)
+    command = ["-m", "nanoverify.study.arms", arm] if arm else [f"{script}.py"]
+    subprocess.run([sys.executable, *command, *flags, *["--resume"] * begun], check=True)
     write_json(out / "seconds.json", {"seconds": round(time.time() - began, 1)})
 
 
@@ -329,7 +332,8 @@ def run_arm(arm: str, root: Path, seed: int) -> dict[str, dict]:
         return {arm: row_of(CHOICES[arm](main, seed))}
     if arm in VARIANTS:
         start = root / "weak" if arm.startswith("weak-") else sft
-        stage("train_rl", out, "--seed", seed, "--model", start, *VARIANTS[arm])
+        stage("train_rl", out, "--seed", seed, "--model", start, *VARIANTS[arm],
+              arm=arm if arm in ARMS else "")
     elif arm == "weak":
         stage("train_sft", out, "--seed", seed, *trajectories, "--steps", 150)
     else:

@@ -31,6 +31,7 @@ from nanoverify.tokenizer import Tokenizer
 from nanoverify.trajectory import Trajectory, as_row
 from nanoverify.verifier import VERIFY_PROMPTS
 
+PUZZLES = 6000  # built-in ones that stage 2 draws from
 TEST_DRAW = 1  # the seed of the puzzles of evaluations, independent of --seed
 POLICY = str(Path(__file__).parents[1] / "policy")  # the shipped initial policy
 
@@ -110,8 +111,6 @@ def add_training_flags(group, save_every: int):
                        help="evaluate every STEPS steps; 0: only at the end")
     group.add_argument("--save-every", type=positive, metavar="STEPS", default=save_every,
                        help="save the state of the run in OUT.part/state (default: %(default)s)")
-    group.add_argument("--keep", type=positive, default=1, metavar="N",
-                       help="newest states kept (default: %(default)s)")
 
 
 def add_output_flags(parser, default: str):
@@ -222,14 +221,11 @@ def print_rl_plan(model, tokenizer, problems: list[Problem], held_out: int, args
     prompt = sum(lengths) / len(lengths) if lengths else 0  # mean length
     responses = args.steps * args.prompts * args.samples
     # a forward pass is a third of a pass with its gradient
-    scored = (args.beta > 0) * (2 if args.offline else 1) + (args.advantage == "gae")
-    passes = args.epochs + scored / 3
-    sampled = min(args.offline, len(problems)) * args.samples if args.offline else responses
-    print_time(model, args, tokenizer.vocab_size, sampled + args.filter * len(problems) + held_out,
+    passes = 1 + ((args.beta > 0) + (args.advantage == "gae")) / 3
+    print_time(model, args, tokenizer.vocab_size, responses + held_out,
                args.max_new_tokens + round(prompt), responses * passes * prompt, responses * passes)
     print(f"{args.prompts} questions x {args.samples} samples = {args.prompts * args.samples} "
-          f"responses per step{', at most' if args.offline else ''}, "
-          f"{args.minibatches * args.epochs} optimizer steps each, {args.steps} steps")
+          f"responses per step, {args.minibatches} optimizer steps each, {args.steps} steps")
 
 
 def bad_lines(args) -> list | None:
@@ -297,10 +293,10 @@ def say_overlap(learned: list[str], held_out: list[Problem]):
               "answers may be memory; take them out of one of the files")
 
 
-def train_problems(args, count: int) -> list[Problem]:
-    """At most `count` questions to learn from."""
+def train_problems(args, count: int | None = None) -> list[Problem]:
+    """At most `count` questions to learn from; None: all of --questions, or PUZZLES puzzles."""
     if not args.questions:
-        return fitting(args, make_puzzles("train", count, args.seed))
+        return fitting(args, make_puzzles("train", count or PUZZLES, args.seed))
     problems = read_problems(args.questions, bad_lines(args))
     if args.test_questions:
         with quiet():  # `test_problems` says what is left out
@@ -312,7 +308,8 @@ def train_problems(args, count: int) -> list[Problem]:
         raise InputError(f"{', '.join(args.questions)}: no question falls into the 80% for "
                          "training, chosen by hash; give --test-questions, then all are trained on")
     say_overlap([problem.question for problem in problems], held_out)
-    return fitting(args, random.Random(args.seed).sample(problems, min(count, len(problems))))
+    count = min(count or len(problems), len(problems))
+    return fitting(args, random.Random(args.seed).sample(problems, count))
 
 
 def steps_left(done: int, last: int, label: str) -> tqdm:

@@ -37,7 +37,7 @@ from nanoverify.support.files import (
 )
 
 # flags that may differ when a run is resumed
-FREE = ("out", "resume", "steps", "save_every", "keep", "overwrite", "allow_changes")
+FREE = ("out", "resume", "steps", "save_every", "overwrite", "allow_changes")
 
 
 class Learner(NamedTuple):
@@ -49,10 +49,9 @@ class Learner(NamedTuple):
 
 @dataclass(frozen=True)
 class Saving:
-    """When states are saved, and how many of them stay."""
+    """When states are saved."""
     last: int  # the last step; it is saved in any case
     every: int  # steps between two states
-    keep: int = 1
 
 
 def fingerprint(path) -> str:
@@ -77,8 +76,8 @@ def sync(path: Path):
 
 # ---- the state of a training run ---------------------------------------------------------------
 
-def save_state(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict, keep: int):
-    """Write folder/STEP as a whole, then remove all but the newest `keep`.
+def save_state(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict):
+    """Write folder/STEP as a whole, then remove all other states.
 
     InputError: the disk is full or fails; the older states stay.
     """
@@ -103,11 +102,9 @@ def save_state(folder: Path, step: int, tensors: dict[str, torch.Tensor], state:
         shutil.rmtree(temporary, ignore_errors=True)
         raise InputError(f"{target}: the state cannot be saved ({error}); it needs "
                          f"{need / 1e6:.0f} MB; make room, then continue with --resume")
-    states = saved_steps(folder)
-    end = states.index(target) + 1
-    later = states[end:]  # damaged ones, from which the run was not resumed
-    for old in states[:end][:-keep] + later:
-        shutil.rmtree(old, ignore_errors=True)
+    for other in saved_steps(folder):  # older ones, and later ones that are damaged
+        if other != target:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def saved_steps(folder: Path) -> list[Path]:
@@ -210,18 +207,18 @@ def save_step(folder: Path, line: dict, state: dict, learner: Learner, saving: S
         with writing(path, len(text), then):
             sync(path)
         state = {**state, "metrics_bytes": path.stat().st_size}
-        save_state(folder / "state", step, training_tensors(*learner), state, saving.keep)
+        save_state(folder / "state", step, training_tensors(*learner), state)
     if caught:
         print(f"stopped after step {step}; continue with --resume", file=sys.stderr)
         raise SystemExit(128 + caught[0])
 
 
-def state_bytes(model, keep: int) -> int:
-    """Room on disk for `keep` states, the one being written, and the trained model.
+def state_bytes(model) -> int:
+    """Room on disk for a state, the next one being written, and the trained model.
 
     A state holds weights and two moments; all are in fp32.
     """
-    return 4 * sum(parameter.numel() for parameter in model.parameters()) * (3 * (keep + 1) + 1)
+    return 4 * sum(parameter.numel() for parameter in model.parameters()) * (3 + 3 + 1)
 
 
 def identity(args, *files) -> dict:

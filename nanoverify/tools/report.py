@@ -35,13 +35,13 @@ GLOSSARY = {
         "share of questions whose samples all got the same outcome: no outcome signal",
     "approx_kl":
         "mean of r - 1 - log r, log r clamped to -1..1, over responses with an advantage: how far "
-        "the update moved from the rollout policy (with --offline: from the SFT model)",
+        "the update moved from the rollout policy (arm offline: from the SFT model)",
     "clipped_low, clipped_high":
         "share of tokens, of responses with an advantage, whose gradient the clip cut off",
     "ratio_min, ratio_max": "extremes of r over all minibatches",
     "mismatch":
         "mean absolute log r before the first update of the rollout: sampler and trainer have the "
-        "same weights there and differ by rounding (with --offline: and by all updates before)",
+        "same weights there and differ by rounding (arm offline: and by all updates before)",
     "entropy":
         "mean of -log p of the sampled tokens, an unbiased estimate of the entropy of the next "
         "token, at the rollout temperature",
