@@ -188,13 +188,13 @@ def group_advantages(rollout: Rollout, reward: str) -> ppo.Rows:
 
 # ---- 7. update ---------------------------------------------------------------------------------
 
-def update(model, value_head, optimizer, rollout: Rollout, settings: PPO, rng, where: str) -> dict:
+def update(learner: Learner, rollout: Rollout, settings: PPO, rng, where: str) -> dict:
     """Several optimizer steps on one rollout, each over a fresh part of it. -> vital signs."""
     size, steps = -(-len(rollout) // settings.minibatches), []
     order = rng.sample(range(len(rollout)), len(rollout))
     for start in range(0, len(rollout), size):
         batch = order[start: start + size]
-        steps.append(optimizer_step(model, value_head, optimizer, rollout, batch, settings, where))
+        steps.append(optimizer_step(learner, rollout, batch, settings, where))
     # means over the tokens that were learned from
     tokens = max(sum(step["tokens"] for step in steps), 1)
     signs = {key: sum(step[key] for step in steps) / tokens
@@ -204,13 +204,14 @@ def update(model, value_head, optimizer, rollout: Rollout, settings: PPO, rng, w
     signs["grad_norm"] = sum(step["grad_norm"] for step in steps) / len(steps)
     # at the first of them trainer and sampler have the same weights, and differ only by rounding
     signs["mismatch"] = steps[0]["mismatch"] / steps[0]["tokens"] if steps[0]["tokens"] else None
-    if value_head:
+    if learner.value_head:
         signs["value_loss"] = sum(step["value_loss"] for step in steps) / len(steps)
     return signs
 
 
-def optimizer_step(model, value_head, optimizer, rollout, rows: list[int], settings, where) -> dict:
+def optimizer_step(learner, rollout, rows: list[int], settings: PPO, where: str) -> dict:
     """One step on these rows of the rollout. -> sums and extremes over its tokens."""
+    model, optimizer, value_head = learner
     # the denominators are counted once, so that gradients do not depend on the micro-batches
     tokens = sum(rollout.length(i) for i in rows)
     actions = sum(len(rollout.trajectories[i].actions) for i in rows)
@@ -263,8 +264,8 @@ def learning_rate(step: int, steps: int, highest: float) -> float:
 
 # ---- the run -----------------------------------------------------------------------------------
 
-def learner(model, gae: bool, lr: float):
-    """The value head of --advantage gae, or None, and the optimizer of both."""
+def new_learner(model, gae: bool, lr: float) -> Learner:
+    """The model, with gae a value head, and the optimizer of both."""
     value_head, groups = None, [{"params": model.parameters(), "lr": lr}]
     if gae:
         head = torch.nn.Linear(model.config.hidden_size, 1)
@@ -273,7 +274,7 @@ def learner(model, gae: bool, lr: float):
         torch.nn.init.zeros_(value_head.bias)
         groups.append({"params": value_head.parameters(), "lr": VALUE_LR})
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True)
-    return value_head, optimizer
+    return Learner(model, optimizer, value_head)
 
 
 def summary(rollout: Rollout, beta: float) -> dict:
@@ -319,8 +320,8 @@ def print_example(answers: list[Trajectory], tokenizer):
               f"{tokenizer.decode(example.ids)}\n")
 
 
+# nanoverify/study/arms.py has other functions for the three calls that are arguments here
 def main(argv=None, choose=every_question, collect=collect, mark=mark):
-    """The run. nanoverify/study/arms.py has other functions for its three calls."""
     args = flags(argv)
     rules = RewardRules(args.reward, args.advantage == "gae", args.beta, args.plain)
     print_memory(args, frozen=int(args.beta > 0))
@@ -336,14 +337,13 @@ def main(argv=None, choose=every_question, collect=collect, mark=mark):
     pool = choose(model, tokenizer, pool, sampling)
     if len(pool) < args.prompts:
         raise InputError(f"--prompts {args.prompts}: only {len(pool)} training questions")
-    value_head, optimizer = learner(model, rules.gae, args.lr)
-    trained = Learner(model, optimizer, value_head)
+    learner = new_learner(model, rules.gae, args.lr)
     saving = Saving(args.steps, args.save_every)
     calls = [choose.__name__, collect.__name__, mark.__name__]
     this_run = identity(args, *checkpoint_files(args.model)) | {"calls": calls}
 
     with output_folder(args.out, args.resume, args.overwrite, state_bytes(model)) as folder:
-        state = go_on(folder, this_run, trained, args.allow_changes)
+        state = go_on(folder, this_run, learner, args.allow_changes)
         columns = (state.get("columns") or earlier_evaluations(args)
                    or {"start": report(evaluate(model, tokenizer, held_out, sampling))})
         bar = steps_left(state["step"], args.steps, "RL")
@@ -357,14 +357,14 @@ def main(argv=None, choose=every_question, collect=collect, mark=mark):
                 mark(rollout)
                 clock.append(time.time())
                 # 6. KL to the reference, values, rewards: how much better than expected?
-                score(rollout, model, reference, value_head, settings)
+                score(rollout, model, reference, learner.value_head, settings)
                 weigh(rollout, rules)
                 clock.append(time.time())
                 # 7. clipped policy gradient
                 lr = learning_rate(step, args.steps, args.lr)
-                optimizer.param_groups[0]["lr"] = lr
-                signs = update(model, value_head, optimizer, rollout, settings,
-                               random.Random(f"minibatches {args.seed} {step}"), f"step {step}")
+                learner.optimizer.param_groups[0]["lr"] = lr
+                rng = random.Random(f"minibatches {args.seed} {step}")
+                signs = update(learner, rollout, settings, rng, f"step {step}")
                 clock.append(time.time())
 
                 line = log_line(step, rollout, args.beta, signs, lr, clock)
@@ -374,7 +374,7 @@ def main(argv=None, choose=every_question, collect=collect, mark=mark):
                 write_jsonl(folder / "rollouts.jsonl", ({"step": step, **row} for row in rows))
                 bar.set_postfix(shown(line))
                 saved = {"run": this_run, "columns": columns}
-                save_step(folder, line, saved, trained, saving, caught)
+                save_step(folder, line, saved, learner, saving, caught)
         answers = evaluate(model, tokenizer, held_out, sampling)
         columns["RL"] = report(answers)
         save_result(folder, model, tokenizer, answers, columns, args)

@@ -29,7 +29,7 @@ from nanoverify.sampler import Sampling, generate
 from nanoverify.support import decoding, kernels
 from nanoverify.support.files import read_jsonl, write_jsonl
 from nanoverify.support.stage import clipped_step, load
-from nanoverify.support.state import restore, training_tensors
+from nanoverify.support.state import Learner, restore, training_tensors
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.tools import ask
 from nanoverify.trajectory import RECHECK, parse
@@ -147,12 +147,12 @@ def rl_setup(policy, device, groups, *flags):
     model, tokenizer = load(args)
     torch.set_float32_matmul_precision("highest")
     reference = copy.deepcopy(model).requires_grad_(False) if args.beta else None
-    value_head, optimizer = train_rl.learner(model, args.advantage == "gae", args.lr)
+    learner = train_rl.new_learner(model, args.advantage == "gae", args.lr)
     settings = PPO(tokenizer.vocab_size, args.temperature, args.minibatches, args.clip,
                    args.micro_tokens)
     rules = train_rl.RewardRules(args.reward, args.advantage == "gae", args.beta, args.plain)
-    return SimpleNamespace(model=model, reference=reference, value_head=value_head, rules=rules,
-                           optimizer=careful(optimizer), settings=settings,
+    return SimpleNamespace(model=model, reference=reference, value_head=learner.value_head,
+                           rules=rules, optimizer=careful(learner.optimizer), settings=settings,
                            rollout=rollout_of(groups, tokenizer))
 
 
@@ -161,7 +161,7 @@ def rl_update(s) -> dict:
     train_rl.score(s.rollout, s.model, s.reference, s.value_head, s.settings)
     train_rl.mark(s.rollout)
     train_rl.weigh(s.rollout, s.rules)
-    return train_rl.update(s.model, s.value_head, s.optimizer, s.rollout, s.settings,
+    return train_rl.update(Learner(s.model, s.optimizer, s.value_head), s.rollout, s.settings,
                            random.Random(0), "here")
 
 
@@ -795,12 +795,13 @@ def log_probs_left_on_the_device(plant):
 def a_value_head_on_the_cpu(plant):
     """It fails at the first state."""
     def make(real):
-        def learner(*args):
-            value_head, optimizer = real(*args)
-            value_head.weight = torch.nn.Parameter(value_head.weight.detach().cpu())
-            return value_head, optimizer
-        return learner
-    plant(train_rl.learner, make)
+        def new_learner(*args):
+            learner = real(*args)
+            head = learner.value_head
+            head.weight = torch.nn.Parameter(head.weight.detach().cpu())
+            return learner
+        return new_learner
+    plant(train_rl.new_learner, make)
 
 
 @fault("rl gae", MIXED)

@@ -20,6 +20,7 @@ from nanoverify.sampler import Sampling
 from nanoverify.scoring import ROUND
 from nanoverify.study import arms
 from nanoverify.support.files import InputError
+from nanoverify.support.state import Learner
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.tools.report import definitions
 from nanoverify.trajectory import Action, Trajectory
@@ -72,8 +73,8 @@ class Small:
         return action_values(self.model, self.value_head, self.rollout, self.settings)
 
     def update(self):
-        return train_rl.update(self.model, self.value_head, self.optimizer, self.rollout,
-                               self.settings, random.Random(1), "step 1")
+        learner = Learner(self.model, self.optimizer, self.value_head)
+        return train_rl.update(learner, self.rollout, self.settings, random.Random(1), "step 1")
 
 
 def head() -> torch.nn.Linear:
@@ -483,7 +484,8 @@ class Stub:
         self.evaluated.append(model.model["norm"].weight.detach().clone())
         return [made("++")]
 
-    def update(self, model, value_head, optimizer, record, settings, rng, where):
+    def update(self, learner, record, settings, rng, where):
+        model, optimizer, value_head = learner
         self.seen.append(SimpleNamespace(
             record=record, settings=settings, order=tuple(rng.sample(range(50), 50)),
             groups=[{**group, "params": None} for group in optimizer.param_groups],
@@ -562,14 +564,14 @@ def test_offline_learns_from_the_pool(tmp_path, monkeypatch, stub):
     monkeypatch.setattr(train_rl, "respond", None)
     start, kls = load_model(tmp_path / "policy"), []
 
-    def update(model, value_head, optimizer, record, settings, *rest):
-        now = log_probs(model, record, settings)
+    def update(learner, record, settings, *rest):
+        now = log_probs(learner.model, record, settings)
         torch.testing.assert_close(record.old, -0.25 * record.mask)
         torch.testing.assert_close(record.kl, now - log_probs(start, record, settings))
         expected = tokens(*numbers.values(), *numbers.values()) - 0.1 * record.kl
         torch.testing.assert_close(record.raw, expected)
         kls.append(record.kl.abs().max().item())
-        return stub.update(model, value_head, optimizer, record, settings, *rest)
+        return stub.update(learner, record, settings, *rest)
     monkeypatch.setattr(train_rl, "update", update)
     small_run(tmp_path, "--steps", 2, "--beta", 0.1, choose=lambda *rest: pool,
               collect=arms.from_pool)

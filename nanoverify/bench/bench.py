@@ -317,13 +317,13 @@ def rl(model, tokenizer, prompts: int, own: Sampling, trl_model: str | None) -> 
     settings = train_rl.PPO(tokenizer.vocab_size, minibatches=defaults.minibatches)
 
     def ours(number):  # as in train_rl.main
-        _, optimizer = train_rl.learner(model, gae=False, lr=0.0)
+        learner = train_rl.new_learner(model, gae=False, lr=0.0)
         began = now(device)
         this = replace(drawing, seed=drawing.seed + number)
         rollout = train_rl.collect(model, tokenizer, problems, this)
         train_rl.mark(rollout)
         train_rl.weigh(rollout, train_rl.RewardRules())
-        train_rl.update(model, None, optimizer, rollout, settings, random.Random(number), "rl")
+        train_rl.update(learner, rollout, settings, random.Random(number), "rl")
         return now(device) - began, int(rollout.mask.sum()), 0, 0
     works = {"ours": ours}
     if trl_model:

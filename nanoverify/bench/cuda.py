@@ -191,7 +191,7 @@ def rl(device, limits):
     model, tokenizer = new_model(SMOLLM, device), Tokenizer.load(POLICY)
     settings = train_rl.PPO(tokenizer.vocab_size, minibatches=4, micro_tokens=16384)
     sampling = Sampling(256, samples=8)
-    _, optimizer = train_rl.learner(model, gae=False, lr=1e-6)
+    learner = train_rl.new_learner(model, gae=False, lr=1e-6)
     problems = make_puzzles("train", 32, seed=0)
     for number in range(3):
         began = now(device)
@@ -202,7 +202,7 @@ def rl(device, limits):
         train_rl.weigh(rollout, train_rl.RewardRules())
         # random weights answer nothing right, so nothing would be learned
         rollout.advantages = rollout.mask * torch.randn(rollout.mask.shape)
-        train_rl.update(model, None, optimizer, rollout, settings, random.Random(number), "rl")
+        train_rl.update(learner, rollout, settings, random.Random(number), "rl")
         ended = now(device)
     show("rl", f"{ended - began:.2f} s a step: rollout {sampled - began:.2f}, "
                f"update {ended - sampled:.2f}; {int(rollout.mask.sum()):,} tokens; "
