@@ -293,10 +293,10 @@ def test_foreign_files_in_the_way(main, policy, elsewhere, capsys):
     write_jsonl(elsewhere / "data.jsonl", [GOOD])
     (elsewhere / "mine").mkdir()
     (elsewhere / "mine" / "thesis.txt").write_text("precious")
-    data = ["--data", "data.jsonl"] if main is train_sft.main else []
+    more = {train_sft.main: ["--data", "data.jsonl"], train_rl.main: ["--prompts", "2"]}
     for out in ("mine", "data.jsonl"):
-        assert f"--out {out}" in refusal(main, ["--model", policy, *SMALL, *data, "--out", out],
-                                         capsys)
+        argv = ["--model", policy, *SMALL, *more.get(main, []), "--out", out]
+        assert f"--out {out}" in refusal(main, argv, capsys)
     assert left_behind(elsewhere) == ["data.jsonl", "mine", "thesis.txt"]
 
 
