@@ -156,7 +156,8 @@ def choose_attempts(texts: list[str], right: list[bool], count: int, rng) -> lis
 
     Wrong ones with different answers come first, the answer given most often before the others,
     and a right one comes last. The most frequent wrong answer is what the policy believes. Where a
-    trajectory begins with it, SFT shows how to give up a belief.
+    trajectory begins with it, SFT shows how to give up a belief. An attempt that begins with
+    another step than those before is taken where there is one.
     """
     goods = [text for text, good in zip(texts, right) if good]
     if not goods:
@@ -172,7 +173,17 @@ def choose_attempts(texts: list[str], right: list[bool], count: int, rng) -> lis
         elif answer:
             groups.append([text])
     groups.sort(key=len, reverse=True)
-    return [rng.choice(group) for group in groups[: count - 1]] + [rng.choice(goods)]
+    chosen, steps = [], set()
+    for group in [*groups[: count - 1], goods]:
+        new = [text for text in group if first_step(text) not in steps]
+        chosen.append(rng.choice(new or group))
+        steps.add(first_step(chosen[-1]))
+    return chosen
+
+
+def first_step(text: str) -> str:
+    """The first sentence or line of a solution."""
+    return re.split(r"(?<=[.!?])\s|\n", text.strip(), maxsplit=1)[0]
 
 
 def usable(verification: Verification, right: bool) -> bool:

@@ -21,6 +21,7 @@ from nanoverify.trajectory import (
     attempts_for,
     choose_attempts,
     compose,
+    first_step,
     loss_mask,
     parse,
     usable,
@@ -291,6 +292,20 @@ def test_choose_attempts():
             assert set(chosen) <= set(texts)
         chosen_texts |= set(chosen)
     assert chosen_texts == set(texts)  # no solution is always left out
+
+
+def test_choose_attempts_begin_anew():
+    """Bug: a trajectory shows the same first step again although another one was sampled."""
+    texts = ["Suppose 2. The answer is 7.", "Suppose 2. The answer is 8.",
+             "Suppose 4. The answer is 8.", "Suppose 2.\nThe answer is 6.",
+             "Suppose 4. The answer is 6.", "Suppose 8. The answer is 6."]
+    right = [text.endswith(" 6.") for text in texts]
+    for seed in range(40):
+        chosen = choose_attempts(texts[1:], right[1:], 2, random.Random(seed))
+        assert len({first_step(text) for text in chosen}) == 2
+        chosen = choose_attempts(texts, right, 3, random.Random(seed))
+        assert chosen[0] in texts[1:3] and chosen[1] == texts[0]
+        assert first_step(chosen[2]) not in map(first_step, chosen[:2])
 
 
 def test_choose_attempts_without_choice():

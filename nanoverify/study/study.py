@@ -42,7 +42,7 @@ from pathlib import Path
 
 from nanoverify.checkpoint import load_model
 from nanoverify.evaluate import COLUMNS, metrics, respond, share
-from nanoverify.pretrain import solve_text
+from nanoverify.lessons import next_trial, solve_text
 from nanoverify.puzzles import HELD_OUT, LEVELS, make_puzzles, puzzles_with_numbers
 from nanoverify.sampler import Sampling
 from nanoverify.study.arms import ARMS
@@ -147,7 +147,8 @@ def gold(data: Path, out: Path):
     numbers = {problem.id: numbers for numbers, problem in puzzles}
 
     def solution(row):
-        return solve_text(row["family"], numbers[row["id"]], numbers[row["id"]]["x"])
+        family, n = row["family"], numbers[row["id"]]
+        return solve_text(family, n, n["x"], next_trial(random.Random(row["id"]), family, n, []))
     write_solutions(out, [{**row, "response": solution(row)}
                           for _, row in read_jsonl(data / "trajectories.jsonl")])
 
