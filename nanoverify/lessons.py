@@ -98,7 +98,7 @@ def near_miss(rng, numbers: dict, level: int, known=()):
     x = numbers["x"]
     while True:
         if "target" in numbers:
-            wrong = near_expression(rng, numbers)
+            wrong = near_expression(rng, numbers, known)
         elif rng.random() < 0.7:  # off by a little
             size = 1
             while rng.random() < 0.5:
@@ -112,14 +112,18 @@ def near_miss(rng, numbers: dict, level: int, known=()):
             return wrong
 
 
-def near_expression(rng, numbers: dict) -> str | None:
-    """An expression that misses the target, the nearest of a few; None if none of them does."""
+def near_expression(rng, numbers: dict, known) -> str | None:
+    """An expression that misses the target, the nearest of a few; None if none of them does.
+
+    If it can, it begins with another step than the right one and those `known`.
+    """
     target = numbers["target"]
-    tries = [expression(rng, numbers["numbers"]) for _ in range(rng.randint(1, 5))]
+    tries = [expression(rng, numbers["numbers"]) for _ in range(rng.randint(2, 6))]
     wrong = [(text, value) for text, value in tries if value != target]
     if not wrong:
         return None
-    text, _ = min(wrong, key=lambda one: abs(one[1] - target))
+    begun = {steps_of(text)[0] for text in (numbers["x"], *known)}
+    text, _ = min(wrong, key=lambda one: (steps_of(one[0])[0] in begun, abs(one[1] - target)))
     if rng.random() < 0.1:  # one number twice, or none of the list
         text = text.replace(str(rng.choice(numbers["numbers"])), str(rng.randint(2, 12)), 1)
     return text
