@@ -2,7 +2,7 @@
 
 A response is one assistant message. Plain phrases open its actions, there are no special tokens:
 
-    39 - 27 = 12. The answer is 7.
+    Suppose 10. 10 * 2 = 20. 27 + 20 = 47. It should be 39, 8 less. 8 / 2 = 3. The answer is 7.
 
     Wait, let me recheck my solution.
 
@@ -10,7 +10,7 @@ A response is one assistant message. Plain phrases open its actions, there are n
 
     Let me try again.
 
-    39 - 27 = 12. The answer is 6.
+    Suppose 2. 2 * 2 = 4. 27 + 4 = 31. It should be 39, 8 more. 8 / 2 = 4. The answer is 6.
 
     Wait, let me recheck my solution.
 

@@ -4,8 +4,9 @@ ends in a verdict.
 The model sees the question and the answer only, never the solution. It is asked in one of two
 styles:
 
-    problem-solving   We need 27 + 2 * x = 39, so x = 6. The given answer is 6, the same.
-                      Therefore, the answer is correct.
+    problem-solving   Solving again: Suppose 4. 4 * 2 = 8. 27 + 8 = 35. It should be 39, 4 more.
+                      4 / 2 = 2. It is 6. The answer above is 6, the same. Therefore, the answer is
+                      correct.
     confirmative      Put in 6: 6 * 2 = 12. 27 + 12 = 39. It should be 39, as it is.
                       Therefore, the answer is correct.
 """
