@@ -27,7 +27,7 @@ from nanoverify.puzzles import (
     steps_of,
     times,
 )
-from nanoverify.trajectory import RECHECK, RETRY
+from nanoverify.trajectory import RECHECK, RETRY, first_step
 from nanoverify.verifier import VERDICTS, VERIFY_PROMPTS
 
 Piece = tuple[str, bool]  # a text, and whether it is learned
@@ -134,7 +134,8 @@ def near_expression(rng, numbers: dict, known) -> str | None:
 def chat(rng, family: str, level: int, numbers: dict, question: str, wrong: int) -> list[Piece]:
     """A conversation: an answer, its check on demand, another answer on demand, and so on.
 
-    The first `wrong` answers are wrong. Of them only the number that they suppose is learned.
+    The first `wrong` answers are wrong. Of them only the beginning is learned, in which each
+    differs from those before it.
     """
     trials = [next_trial(rng, family, numbers, [])]
     answers = []
@@ -143,10 +144,10 @@ def chat(rng, family: str, level: int, numbers: dict, question: str, wrong: int)
         trials.append(next_trial(rng, family, numbers, trials))
     answers.append(numbers["x"])
     pieces = [ask(SOLVE_PROMPT.format(question=question))]
-    for answer, trial in zip(answers, trials):
+    for i, (answer, trial) in enumerate(zip(answers, trials)):
         right = answer == numbers["x"]
         text = solve_text(family, numbers, answer, trial)
-        opening = f"Suppose {trial}." if trial else ""
+        opening = first_step(text) if trial or i else ""
         pieces += [(opening, True), (text.removeprefix(opening) + "<|end|>", right)]
         if rng.random() < 0.6:
             check = check_text(family, numbers, answer)
