@@ -190,10 +190,10 @@ def drill(rng) -> list[Piece]:
 def train_puzzle(rng: random.Random):
     """(family, level, numbers, problem) of the training split.
 
-    Countdown, the hardest, comes three times as often.
+    Countdown, the hardest, comes twice as often.
     """
     while True:
-        family, level = rng.choice((*KNOWN, "countdown", "countdown")), rng.choice(LEVELS)
+        family, level = rng.choice((*KNOWN, "countdown")), rng.choice(LEVELS)
         split, numbers, problem = puzzle(rng, family, level)
         if split == "train":
             return family, level, numbers, problem

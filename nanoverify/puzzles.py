@@ -325,7 +325,8 @@ shopping = Family(
 # ---- Countdown: the answer is an expression ----------------------------------------------------
 
 HOW_MANY = {1: 2, 2: 2, 3: 3, 4: 3, 5: 3}  # numbers to be used, by level
-UP_TO = {1: 9, 2: 12, 3: 6, 4: 9, 5: 12}  # each of them, from 2 on
+UP_TO = {1: 9, 2: 12, 3: 9, 4: 14, 5: 20}  # each of them, from 2 on
+SIGNS = {1: "+-*", 2: "+-*", 3: "+-", 4: "+-", 5: "+-"}  # that the target is made with
 LARGEST = 120  # of all that is computed on the way
 
 
@@ -338,7 +339,7 @@ def result(step: str) -> int:
     return int(step[:-1].split(" = ")[1])
 
 
-def combine(rng, numbers):
+def combine(rng, numbers, signs):
     """A random expression that uses each number once: (text, value, the sign it was joined with).
 
     The larger side comes first, so that a + b and b + a are one expression.
@@ -346,8 +347,8 @@ def combine(rng, numbers):
     if len(numbers) == 1:
         return str(numbers[0]), numbers[0], ""
     cut = rng.randint(1, len(numbers) - 1)
-    left, right = combine(rng, numbers[:cut]), combine(rng, numbers[cut:])
-    sign = rng.choice("+-*")
+    left, right = combine(rng, numbers[:cut], signs), combine(rng, numbers[cut:], signs)
+    sign = rng.choice(signs)
     if left[1] < right[1]:
         left, right = right, left
     text = f"{inside(left, sign, False)} {sign} {inside(right, sign, True)}"
@@ -364,13 +365,13 @@ def inside(part, sign: str, on_the_right: bool) -> str:
     return f"({text})" if needed else text
 
 
-def expression(rng, numbers):
+def expression(rng, numbers, signs="+-*"):
     """(text, value) of a random expression of these numbers.
 
     Nothing that is computed on the way is above LARGEST.
     """
     while True:
-        text, value, _ = combine(rng, rng.sample(numbers, len(numbers)))
+        text, value, _ = combine(rng, rng.sample(numbers, len(numbers)), signs)
         if all(result(step) <= LARGEST for step in steps_of(text)):
             return text, value
 
@@ -379,7 +380,7 @@ def draw_countdown(rng, level):
     value = 0
     while value < 1:
         numbers = [rng.randint(2, UP_TO[level]) for _ in range(HOW_MANY[level])]
-        text, value = expression(rng, numbers)
+        text, value = expression(rng, numbers, SIGNS[level])
     numbers.sort()
     return {"listed": list_of(numbers), "target": value, "numbers": tuple(numbers)}, text
 
