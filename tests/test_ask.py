@@ -7,6 +7,7 @@ import pytest
 from test_sampler import byte_tokenizer, tiny_model
 
 from nanoverify.problems import Problem
+from nanoverify.puzzles import make_puzzles
 from nanoverify.sampler import Sampling, generate
 from nanoverify.support.files import InputError, write_jsonl
 from nanoverify.tools import ask, picture
@@ -55,6 +56,26 @@ def test_colours():
     assert any("Put in 7: 41." in text for text in blue)
     assert not any("The answer is 6." in text for text in blue)
     assert shown.endswith("(cut by --max-new-tokens)\n")
+
+
+def test_questions(monkeypatch, capsys):
+    """Bug: an empty line ends a session in a terminal, or goes on for ever in a pipe; the rule's
+    answer of a puzzle is lost; a puzzle of the world is taken for another question."""
+    assert [p.question for p in ask.questions("Why?", "4")] == ["Why?"]
+    for terminal, wanted in ((True, 3), (False, 1)):
+        lines = iter(["Why?", "", ""])
+        monkeypatch.setattr("builtins.input", lambda _, lines=lines: next(lines, None) or "")
+        monkeypatch.setattr(ask.sys.stdin, "isatty", lambda terminal=terminal: terminal)
+        asked = [problem for problem, _ in zip(ask.questions(None, "4"), range(3))]
+        assert len(asked) == wanted and asked[0].answer == "4"
+        assert all(ask.is_puzzle(problem.question) for problem in asked[1:])
+    assert asked[1:] == [] and not ask.is_puzzle("Why?")
+
+
+def test_puzzles_are_known():
+    """Bug: the word of warning stands before questions that the model knows."""
+    assert all(ask.is_puzzle(problem.question) for problem in make_puzzles("test", 300, 0))
+    assert not ask.is_puzzle("Make me a sandwich.")
 
 
 def test_picture(tmp_path):

@@ -34,6 +34,7 @@ from nanoverify.verifier import VERIFY_PROMPTS
 PUZZLES = 6000  # built-in ones that stage 2 draws from
 TEST_DRAW = 1  # the seed of the puzzles of evaluations, independent of --seed
 POLICY = str(Path(__file__).parents[1] / "policy")  # the shipped initial policy
+TRAINED = str(Path(__file__).parents[1] / "trained")  # and what the three stages made of it
 
 
 def positive(text: str) -> int:
@@ -68,6 +69,11 @@ def parse_with_recipe(parser, argv, paper: dict):
         parser.set_defaults(**paper)
         args = parser.parse_args(argv)
     return args
+
+
+def latest_model() -> str:
+    """out/rl, or the shipped trained model as long as there is none."""
+    return "out/rl" if Path("out/rl").is_dir() else TRAINED
 
 
 def add_model_flags(parser, default=POLICY):

@@ -1,24 +1,27 @@
 """Ask a model one question and watch it solve, check and try again.
 
-    python -m nanoverify.ask --model out/rl "27 increased by 2 times a number is 39. What is it?"
-    python -m nanoverify.ask --model out/rl --gold 6 "27 increased by ..."  # and the rule's verdict
-    python -m nanoverify.ask --model out/rl               # asks for questions until an empty line
+    python -m nanoverify.ask "27 increased by 2 times a number is 39. What is the number?"
+    python -m nanoverify.ask --gold 6 "27 increased by ..."    # and what the rule says
+    python -m nanoverify.ask                                   # asks for questions
 
-Checks are blue. After each verdict follows its answer: green if accepted, red and struck through if
-rejected. Without a terminal the output is plain text.
+Without --model it is the one in out/rl or, if there is none yet, the trained one that ships with
+the code. Checks are blue. After each verdict follows its answer: green if accepted, red and struck
+through if rejected. Without a terminal the output is plain text.
 """
 import argparse
 import functools
+import re
 import sys
 
 import torch
 
 from nanoverify.problems import SOLVE_PROMPT, Problem
+from nanoverify.puzzles import FAMILIES, make_puzzles
 from nanoverify.sampler import next_token, prefill, uniform
 from nanoverify.support.decoding import decode, fuse
 from nanoverify.support.files import InputError, run
 from nanoverify.support.kernels import autocast
-from nanoverify.support.stage import add_model_flags, load
+from nanoverify.support.stage import POLICY, TRAINED, add_model_flags, latest_model, load
 from nanoverify.trajectory import parse
 from nanoverify.verifier import VERDICTS
 
@@ -75,12 +78,44 @@ def show(tokenizer, problem: Problem, ids, write, colour: bool):
     return trajectory
 
 
+def is_puzzle(question: str) -> bool:
+    """Whether it is worded as a puzzle of the built-in world."""
+    wordings = [wording for family in FAMILIES.values() for wording in family.wordings]
+    patterns = [re.sub(r"\\{\w+\\}", "[^.?]+", re.escape(wording)) for wording in wordings]
+    return any(re.fullmatch(pattern, question) for pattern in patterns)
+
+
+def questions(question: str | None, gold: str):
+    """Yield the problem of this question, or one for each line of standard input.
+
+    In a terminal an empty line takes a test puzzle. Elsewhere it is the end.
+    """
+    if question is not None:
+        yield Problem("asked", question, gold, "asked", None)
+        return
+    terminal = sys.stdin.isatty()
+    invitation = "question (Enter: a puzzle; Ctrl-D: the end): " if terminal else ""
+    puzzles = iter(make_puzzles("test", 100, seed=2))
+    while True:
+        try:
+            line = input(invitation).strip()
+        except EOFError:
+            return
+        if line:
+            yield Problem("asked", line, gold, "asked", None)
+        elif terminal:
+            problem = next(puzzles)
+            print(problem.question)
+            yield problem
+        else:
+            return
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("question", nargs="?",
-                        help="without it: lines of standard input, until an empty one")
-    add_model_flags(parser, default="out/rl")
+    parser.add_argument("question", nargs="?", help="without it: lines of standard input")
+    add_model_flags(parser, default=latest_model())
     parser.add_argument("--gold", default="", metavar="ANSWER",
                         help="the right answer, to see the rule's verdict as well")
     parser.add_argument("--temperature", type=float, default=0.0,
@@ -88,21 +123,13 @@ def main(argv=None):
     args = parser.parse_args(argv)
     model, tokenizer = load(args)
     write = functools.partial(print, end="", flush=True)
-    question = args.question
-    while question or (args.question is None and (question := ask_line())):
-        problem = Problem("asked", question, args.gold, "asked", None)
-        prompt = tokenizer.prompt(SOLVE_PROMPT.format(question=question))
+    for problem in questions(args.question, args.gold):
+        if args.model in (POLICY, TRAINED) and not is_puzzle(problem.question):
+            write("(This model knows only the puzzles of docs/world.md, in their own words.)\n")
+        prompt = tokenizer.prompt(SOLVE_PROMPT.format(question=problem.question))
         with autocast(args.device):
             ids = stream(model, tokenizer, prompt, args.max_new_tokens, args.temperature, args.seed)
             show(tokenizer, problem, ids, write, sys.stdout.isatty())
-        question = None
-
-
-def ask_line() -> str:
-    try:
-        return input("question: " if sys.stdin.isatty() else "").strip()
-    except EOFError:
-        return ""
 
 
 if __name__ == "__main__":
