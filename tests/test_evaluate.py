@@ -167,7 +167,7 @@ def test_evaluation_asks_what_no_stage_learns(tmp_path):
     for testing are trained on."""
     def args(seed, **more):
         return argparse.Namespace(
-            **{**dict(model=stage.POLICY, max_new_tokens=320, questions=None, test_questions=None,
+            **{**dict(model=stage.POLICY, max_new_tokens=400, questions=None, test_questions=None,
                       test_count=40, split="test", skip_bad_lines=False, seed=seed), **more})
     asked = stage.test_problems(args(0))
     assert asked == stage.test_problems(args(1))

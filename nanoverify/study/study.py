@@ -84,7 +84,7 @@ THREE_SEEDS = ("weak", "weak-process", "weak-outcome", "problem-solving", "both-
 SEEDS = {  # {arm: number of seeds}, in the order of the table
     **dict.fromkeys(FIVE_SEEDS, 5), **dict.fromkeys(THREE_SEEDS, 3),
     **dict.fromkeys(("kl", "filter"), 1)}
-SOLVE_TOKENS, CHECK_TOKENS = 64, 128  # longest answer and longest check of the base
+SOLVE_TOKENS, CHECK_TOKENS = 96, 128  # longest answer and longest check of the base
 LONG = 900  # tokens of a response with many attempts; the context of the shipped policy has room
 ALLOWED = (1, 2, 4, 8, 16)  # attempts after which such a response is cut
 SHORT = {  # of the unseen families: {name in the table: name in the evaluation}
@@ -295,7 +295,7 @@ def beyond(model: str, at: Path) -> dict:
         return [row[0] for row in respond(policy, tokenizer, problems, Sampling(longest, 0.0))]
     results = {}
     for family in HELD_OUT:
-        values = metrics(greedy(make_puzzles("test", 100, TEST_DRAW, [family]), 320))
+        values = metrics(greedy(make_puzzles("test", 100, TEST_DRAW, [family]), 400))
         results |= {f"{short}_{family}": values[key] for short, key in SHORT.items()}
     long = greedy(make_puzzles("test", 1000, TEST_DRAW), LONG)
     results |= {f"final_within_{k}": share(t.solves[:k][-1].right for t in long) for k in ALLOWED}

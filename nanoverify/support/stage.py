@@ -83,7 +83,7 @@ def add_model_flags(parser, default=POLICY):
     group.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                        help="default: CUDA if there is one")
     group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--max-new-tokens", type=positive, default=320,
+    group.add_argument("--max-new-tokens", type=positive, default=400,
                        help="longest response, in tokens (default: %(default)s)")
     group.add_argument("--batch-size", type=positive, default=512,
                        help="responses sampled together (default: %(default)s)")
