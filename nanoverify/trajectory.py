@@ -158,9 +158,8 @@ def choose_attempts(texts: list[str], right: list[bool], count: int, rng) -> lis
     and a right one comes last. The most frequent wrong answer is what the policy believes. Where a
     trajectory begins with it, SFT shows how to give up a belief.
 
-    Each attempt begins with the first step that follows the one before in the order of all first
-    steps, or as soon after it as can be. So SFT shows how to begin anew, and a small model learns
-    "the next one" where it does not learn "any other one".
+    Each attempt begins with another first step than those before it, where there is one. So SFT
+    shows how to begin anew.
     """
     goods = [text for text, good in zip(texts, right) if good]
     if not goods:
@@ -176,29 +175,17 @@ def choose_attempts(texts: list[str], right: list[bool], count: int, rng) -> lis
         elif answer:
             groups.append([text])
     groups.sort(key=len, reverse=True)
-    groups = [*groups[: count - 1], goods]
-    chosen = [rng.choice(groups[0])]
-    for group in groups[1:]:
-        step = next_step({first_step(text) for text in group}, first_step(chosen[-1]))
-        chosen.append(rng.choice([text for text in group if first_step(text) == step]))
+    chosen, steps = [], set()
+    for group in [*groups[: count - 1], goods]:
+        new = [text for text in group if first_step(text) not in steps]
+        chosen.append(rng.choice(new or group))
+        steps.add(first_step(chosen[-1]))
     return chosen
 
 
 def first_step(text: str) -> str:
     """The first sentence or line of a solution."""
     return re.split(r"(?<=[.!?])\s|\n", text.strip(), maxsplit=1)[0]
-
-
-def next_step(steps: set[str], before: str) -> str:
-    """Of these steps the one that follows `before`; after the last one comes the first.
-
-    They are ordered by the numbers in them, and then by their words.
-    """
-    def place(step):
-        return [int(number) for number in re.findall(r"\d{1,9}", step)], step
-    ordered = sorted(steps, key=place)
-    later = [step for step in ordered if place(step) > place(before)]
-    return (later or ordered)[0]
 
 
 def usable(verification: Verification, right: bool) -> bool:
