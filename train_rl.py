@@ -92,7 +92,7 @@ def flags(argv):
         help="questions per step (default: %(default)s)")
     add("--samples", type=int, default=8, metavar="M",
         help="responses per question (default: %(default)s)")
-    add("--temperature", type=float, default=1.0,
+    add("--temperature", type=float, default=0.4,
         help="of rollouts and log-probs (default: %(default)s)")
     group = parser.add_argument_group("reward and advantage")
     add = group.add_argument
@@ -106,7 +106,7 @@ def flags(argv):
     add("--plain", action="store_true", help="advantages are not normalised")
     group = parser.add_argument_group("update")
     add = group.add_argument
-    add("--lr", type=float, default=2e-4,
+    add("--lr", type=float, default=3e-4,
         help="highest learning rate; 5 steps of warm-up, then linear to 0 over --steps "
              "(default: %(default)s)")
     add("--minibatches", type=positive, default=4,

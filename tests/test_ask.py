@@ -6,10 +6,14 @@ from xml.etree import ElementTree
 import pytest
 from test_sampler import byte_tokenizer, tiny_model
 
+from nanoverify.checkpoint import load_model
+from nanoverify.evaluate import correction, evaluate
 from nanoverify.problems import Problem
 from nanoverify.puzzles import make_puzzles
 from nanoverify.sampler import Sampling, generate
+from nanoverify.support import stage
 from nanoverify.support.files import InputError, write_jsonl
+from nanoverify.tokenizer import Tokenizer
 from nanoverify.tools import ask, picture
 from nanoverify.trajectory import as_row, parse
 
@@ -76,6 +80,16 @@ def test_puzzles_are_known():
     """Bug: the word of warning stands before questions that the model knows."""
     assert all(ask.is_puzzle(problem.question) for problem in make_puzzles("test", 300, 0))
     assert not ask.is_puzzle("Make me a sandwich.")
+
+
+def test_the_shipped_model_corrects_itself(elsewhere):
+    """Bug: without out/rl there is nothing to ask; the shipped model is not that of the stages."""
+    assert stage.latest_model() == stage.TRAINED
+    model, tokenizer = load_model(stage.TRAINED), Tokenizer.load(stage.TRAINED)
+    answers = evaluate(model, tokenizer, make_puzzles("test", 60, 2), Sampling(400, 0.0))
+    assert correction(answers)
+    (elsewhere / "out" / "rl").mkdir(parents=True)
+    assert stage.latest_model() == "out/rl"
 
 
 def test_picture(tmp_path):
