@@ -117,7 +117,9 @@ def refuse_other_flags(out: Path, wanted: dict):
     def plain(value):  # the study's folder may have been moved
         return Path(value).parts[-2:] if isinstance(value, str) else value
     saved = read_json(out / "arguments.json")
-    for key in sorted(wanted.keys() - {"out", "resume", "overwrite", "allow_changes", "device"}):
+    # a run without --micro-tokens saves the number that it chose
+    free = {"out", "resume", "overwrite", "allow_changes", "device", "micro_tokens"}
+    for key in sorted(wanted.keys() - free):
         if plain(saved.get(key)) != plain(wanted[key]):
             raise InputError(f"{out}: was made with {key} {saved.get(key)}, not {wanted[key]}; "
                              "remove it, and what was made from it")
