@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_input import GOOD, SMALL, left_behind, refusal
 
 import build_data
@@ -476,6 +476,16 @@ def test_two_runs_at_once():
         with output_folder("out", overwrite=True) as folder:
             write_json(folder / "arguments.json", {})
     assert left_behind(Path()) == ["arguments.json", "out"]
+
+
+def test_weights_can_be_read_by_others():
+    """Bug: weights have mode 0600 beside files that a group or everybody may read."""
+    with output_folder("out") as folder:
+        write_json(folder / "arguments.json", {})
+        save_file({"a": torch.zeros(1)}, folder / "model.safetensors")
+        (folder / "model.safetensors").chmod(0o600)  # as some versions do
+        (folder / "arguments.json").chmod(0o640)
+    assert Path("out/model.safetensors").stat().st_mode & 0o777 == 0o640
 
 
 def test_pretrain_asks_before_it_replaces(capsys):

@@ -257,8 +257,17 @@ def output_folder(path, resume: bool = False, overwrite: bool = False, need: int
 
         # 3. give it its name
         with writing(path, then=f"the finished output is in {temporary}"):
+            share_weights(temporary)
             replace_folder(path, temporary)
         shutil.rmtree(path / "replaced", ignore_errors=True)
+
+
+def share_weights(folder: Path):
+    """Give weights, which safetensors saves for their owner only, the permissions of others."""
+    neighbour = folder / "arguments.json"
+    if neighbour.exists():
+        for file in folder.glob("*.safetensors"):
+            file.chmod(neighbour.stat().st_mode)
 
 
 @contextlib.contextmanager
