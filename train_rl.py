@@ -101,7 +101,7 @@ def flags(argv):
     add("--advantage", choices=("group", "gae"), default="group",
         help="group: leave-one-out and reward contexts; gae: a value head, which reads the "
              "policy's states and does not train them (default: %(default)s)")
-    add("--beta", type=float, default=0.0,
+    add("--beta", type=float, default=1.0,
         help="weight of the KL to the SFT model (default: %(default)s)")
     add("--plain", action="store_true", help="advantages are not normalised")
     group = parser.add_argument_group("update")
