@@ -538,8 +538,9 @@ def rl_job(policy, parts, *flags):
 # what is done, with how many looks or micro-batches; waits in all, and for each of these
 JOBS = {"decoding": (decoding_job, [], GENERATE, LOOK),
         "sft": (sft_job, [], STEP, {}), "sft --kl": (sft_job, ["--kl", "0.1"], STEP, {}),
-        "rl": (rl_job, [], STEP, {}), "rl --beta": (rl_job, ["--beta", "0.1"], STEP, SCORE),
-        "rl gae": (rl_job, ["--advantage", "gae"], STEP, SCORE)}
+        "rl": (rl_job, ["--beta", "0"], STEP, {}),
+        "rl --beta": (rl_job, ["--beta", "0.1"], STEP, SCORE),
+        "rl gae": (rl_job, ["--advantage", "gae", "--beta", "0"], STEP, SCORE)}
 
 
 def check(name, policy, number=4):

@@ -541,7 +541,8 @@ def test_rules_reach_the_advantages(tmp_path, stub):
     """Bug: --reward or --plain has no effect."""
     for reward in ("outcome", "process", "both"):
         for plain in (False, True):
-            small_run(tmp_path, "--steps", 1, "--reward", reward, *["--plain"] * plain)
+            small_run(tmp_path, "--steps", 1, "--reward", reward, "--beta", 0,
+                      *["--plain"] * plain)
             expected = weighed(stub.groups, reward=reward, plain=plain)
             torch.testing.assert_close(stub.seen[-1].record.advantages, expected.advantages)
 
@@ -617,8 +618,8 @@ def test_a_negative_beta_is_refused():
         train_rl.flags(["--beta", "-1"])
 
 
-@pytest.mark.parametrize("flags", [[], ["--advantage", "gae", "--beta", "0.1"],
-                                   ["--plain", "--temperature", "0.7"]])
+@pytest.mark.parametrize("flags", [["--beta", "0"], ["--advantage", "gae", "--beta", "0.1"],
+                                   ["--beta", "0", "--plain", "--temperature", "0.7"]])
 def test_whole_run_with_learning_rate_0(flags, tmp_path, capsys, fp32):
     """Bug: the parts do not fit together, other weights are saved, the log lacks signs."""
     save_policy(tmp_path / "policy", vocab_padding=5)
@@ -627,7 +628,7 @@ def test_whole_run_with_learning_rate_0(flags, tmp_path, capsys, fp32):
     for line in lines:
         assert line["approx_kl"] == about(0, abs=1e-6)
         assert line["clipped_low"] == line["clipped_high"] == 0
-        assert line["kl_to_reference"] == (about(0, abs=1e-5) if "--beta" in flags else None)
+        assert line["kl_to_reference"] == (about(0, abs=1e-5) if "0.1" in flags else None)
         assert line["reward"] == -1 and line["truncated"] > 0.5
         assert {"advantage_abs", "entropy", "first_accuracy", "grad_norm", "groups_without_spread",
                 "longest", "lr", "mismatch", "ratio_max", "seconds_rollout", "tokens"} <= set(line)

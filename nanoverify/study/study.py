@@ -10,7 +10,7 @@ start from the data or from the SFT model of main with the same seed.
 
     outcome, process    RL with one of the two rewards
     gae                 GAE and a value head instead of leave-one-out and contexts
-    kl                  with the KL to the SFT model
+    no-kl               without the KL to the SFT model
     filter              without questions that are always or never solved
     offline             sampled once; questions of which 10 to 70% are right
     plain-outcome, plain-process     as in the paper, except learning rate, steps, questions a step
@@ -71,7 +71,7 @@ VARIANTS = {  # flags of RL from main's SFT model; weak-...: from that of arm we
     "no-sft": ["--model", POLICY],
     "shuffled": [],
     "lr0": ["--lr", 0, "--steps", 5],
-    "kl": ["--beta", 0.05],
+    "no-kl": ["--beta", 0],
     "filter": [],
     "plain-outcome": ["--reward", "outcome", *PAPER],
     "plain-process": ["--reward", "process", *PAPER]}
@@ -83,7 +83,7 @@ THREE_SEEDS = ("weak", "weak-process", "weak-outcome", "problem-solving", "both-
                "best-of-n", "no-sft", "shuffled", "lr0")
 SEEDS = {  # {arm: number of seeds}, in the order of the table
     **dict.fromkeys(FIVE_SEEDS, 5), **dict.fromkeys(THREE_SEEDS, 3),
-    **dict.fromkeys(("kl", "filter"), 1)}
+    **dict.fromkeys(("no-kl", "filter"), 1)}
 SOLVE_TOKENS, CHECK_TOKENS = 96, 128  # longest answer and longest check of the base
 LONG = 900  # tokens of a response with many attempts; the context of the shipped policy has room
 ALLOWED = (1, 2, 4, 8, 16)  # attempts after which such a response is cut

@@ -45,7 +45,7 @@ GLOSSARY = {
     "entropy":
         "mean of -log p of the sampled tokens, an unbiased estimate of the entropy of the next "
         "token, at the rollout temperature",
-    "kl_to_reference": "mean log-prob minus the SFT model's (only with --beta)",
+    "kl_to_reference": "mean log-prob minus the SFT model's (not with --beta 0)",
     "advantage_abs": "mean absolute advantage of the response tokens, before they are normalised",
     "value_loss, explained_variance": "of the value head, over actions (only with --advantage gae)",
     "grad_norm, lr, tokens, longest":
