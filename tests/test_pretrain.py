@@ -1,0 +1,59 @@
+"""Training of the base: the loss is that of the learned tokens, and the run leaves a checkpoint."""
+import random
+
+import tokenizers
+import torch
+import torch.nn.functional as F
+
+from nanoverify import lessons, pretrain
+from nanoverify.checkpoint import load_model
+from nanoverify.support.files import read_jsonl
+from nanoverify.support.stage import POLICY
+from nanoverify.tokenizer import Tokenizer
+
+
+def raw_tokenizer():
+    return tokenizers.Tokenizer.from_file(f"{POLICY}/tokenizer.json")
+
+
+def test_encode_marks_what_is_learned():
+    """Bug: the mask is a token early or late, or that of another piece."""
+    pieces = [("<|user|>Guess.<|assistant|>", False), (" It is 7.", True), (" No.", False)]
+    tokenizer = raw_tokenizer()
+    ids, learned = pretrain.encode(tokenizer, pieces)
+    assert len(ids) == len(learned)
+    said = [id for id, learn in zip(ids, learned) if learn]
+    assert tokenizer.decode(said) == " It is 7."
+
+
+def test_learn_follows_the_learned_tokens(monkeypatch):
+    """Bug: tokens that are only read are learned, documents see each other, or the loss is a mean
+    over something else."""
+    monkeypatch.setattr(pretrain, "autocast", lambda device: torch.autocast("cpu", enabled=False))
+    torch.manual_seed(0)
+    tokenizer = raw_tokenizer()
+    model, _ = pretrain.new_model(tokenizer, 64, 1)
+    rng = random.Random(1)
+    batch = [pretrain.encode(tokenizer, lessons.document(rng)) for _ in range(3)]
+    losses = []
+    for ids, learned in batch:
+        inputs = torch.tensor([ids])
+        logits = model.lm_head(model.hidden(inputs[:, :-1]))[0]
+        each = F.cross_entropy(logits, inputs[0, 1:], reduction="none")
+        losses.append(each[torch.tensor(learned[1:]) > 0])
+    expected = torch.cat(losses).mean().item()
+    before = [parameter.clone() for parameter in model.parameters()]
+    loss = pretrain.learn(model, pretrain.new_optimizers(model, 1e-3), batch)
+    assert abs(loss - expected) < 0.02  # products of the head may be in bf16
+    assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+
+
+def test_run(tmp_path, monkeypatch):
+    """Bug: main's parts do not fit together, or what it saves cannot be loaded."""
+    monkeypatch.setattr(pretrain, "train_tokenizer", lambda rng, size: raw_tokenizer())
+    out = tmp_path / "policy"
+    pretrain.main(["--out", str(out), "--steps", "20", "--tokens-per-step", "200",
+                   "--hidden", "64", "--layers", "1"])
+    assert load_model(out).config.num_hidden_layers == 1 and Tokenizer.load(out).prompt("Why?")
+    (_, line), = read_jsonl(out / "metrics.jsonl")
+    assert line["step"] == 20 and line["loss"] > 0
