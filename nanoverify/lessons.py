@@ -134,8 +134,8 @@ def near_expression(rng, numbers: dict, known) -> str | None:
 def chat(rng, family: str, level: int, numbers: dict, question: str, wrong: int) -> list[Piece]:
     """A conversation: an answer, its check on demand, another answer on demand, and so on.
 
-    The first `wrong` answers are wrong. Of them only the beginning is learned, in which each
-    differs from those before it.
+    The first `wrong` answers are wrong. Of them only the beginning is learned, where it has a trial
+    or is not the first: it nearly always differs from the one before.
     """
     trials = [next_trial(rng, family, numbers, [])]
     answers = []

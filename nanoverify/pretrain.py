@@ -6,7 +6,6 @@ is trained for a short time only, so its solutions and its checks are often wron
     python -m nanoverify.pretrain --out policy
 """
 import argparse
-import json
 import random
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from nanoverify.model import Config, Transformer
 from nanoverify.puzzles import NAMES
 from nanoverify.scoring import backward, join, room, token_log_probs
 from nanoverify.support.cpu import workers
-from nanoverify.support.files import InputError, output_folder, run, write_json
+from nanoverify.support.files import InputError, output_folder, run, write_json, write_jsonl
 from nanoverify.support.kernels import autocast
 
 SPECIAL = ("<|pad|>", "<|user|>", "<|assistant|>", "<|end|>")
@@ -240,8 +239,7 @@ def save(model, tokenizer, config, args, log):
             "eos_token": "<|end|>", "pad_token": "<|pad|>",
             "clean_up_tokenization_spaces": False, "chat_template": CHAT_TEMPLATE})
         write_json(folder / "arguments.json", {**vars(args), "log": log[-1:]})
-        lines = [json.dumps(row) + "\n" for row in log]
-        (folder / "metrics.jsonl").write_text("".join(lines))
+        write_jsonl(folder / "metrics.jsonl", log)
 
 
 if __name__ == "__main__":

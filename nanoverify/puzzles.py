@@ -79,6 +79,7 @@ class Family:
 
     equation    families with the same equation and the same numbers ask for the same thing
     draw        (rng, level) -> (n, the answer)
+    wordings    questions with places for n; each shows all numbers that the answer depends on
     check       (n, any answer) -> the sentences that put this answer back into the question
     slope       n -> how far the result moves if the answer moves by 1; None: that depends on it
     trials      n -> the numbers that a solution may begin with

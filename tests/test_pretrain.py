@@ -49,6 +49,29 @@ def test_learn_follows_the_learned_tokens(monkeypatch):
     assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters()))
 
 
+def test_orthogonal():
+    """Bug: a matrix is turned as well, or its singular values stay what they were."""
+    for shape in ((12, 5), (5, 12)):
+        matrix = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+        left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+        found = left.T @ pretrain.orthogonal(matrix) @ right.T
+        values = found.diagonal()
+        assert values.min() > 0.5 and values.max() < 1.5
+        torch.testing.assert_close(found, torch.diag(values), atol=1e-4, rtol=0)
+
+
+def test_learning_goes_down():
+    """Bug: an optimizer steps up the gradient."""
+    tokenizer = raw_tokenizer()
+    batch = [pretrain.encode(tokenizer, lessons.document(random.Random(1)))]
+    for number in (0, 1):  # each optimizer alone
+        torch.manual_seed(0)
+        model, _ = pretrain.new_model(tokenizer, 64, 1)
+        optimizer = pretrain.new_optimizers(model, 1e-3)[number]
+        losses = [pretrain.learn(model, [optimizer], batch) for _ in range(6)]
+        assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0] - 0.01
+
+
 def test_run(tmp_path, monkeypatch):
     """Bug: main's parts do not fit together, or what it saves cannot be loaded."""
     monkeypatch.setattr(pretrain, "train_tokenizer", lambda rng, size: raw_tokenizer())

@@ -263,7 +263,7 @@ def output_folder(path, resume: bool = False, overwrite: bool = False, need: int
 
 
 def share_weights(folder: Path):
-    """Give weights, which safetensors saves for their owner only, the permissions of others."""
+    """Give weights, which safetensors saves for their owner only, other files' permissions."""
     neighbour = folder / "arguments.json"
     if neighbour.exists():
         for file in folder.glob("*.safetensors"):

@@ -10,6 +10,7 @@ through if rejected. Without a terminal the output is plain text.
 """
 import argparse
 import functools
+import itertools
 import re
 import sys
 
@@ -95,7 +96,7 @@ def questions(question: str | None, gold: str):
         return
     terminal = sys.stdin.isatty()
     invitation = "question (Enter: a puzzle; Ctrl-D: the end): " if terminal else ""
-    puzzles = iter(make_puzzles("test", 100, seed=2))
+    puzzles = itertools.cycle(make_puzzles("test", 100, seed=2))
     while True:
         try:
             line = input(invitation).strip()
