@@ -3,7 +3,7 @@
     solve     Suppose 4. 4 * 2 = 8. 27 + 8 = 35. It should be 39, 4 more. 4 / 2 = 2.
               The answer is 6.
     check     Put in 6: 6 * 2 = 12. 27 + 12 = 39. It should be 39, as it is. Therefore, ...
-    in head   Suppose 4. That is 35. It should be 39, 4 more. The answer is 6.
+    in brief  Suppose 4. 27 + 8 = 35. It should be 39, 4 more. The answer is 6.
     again     solve again, and compare with the answer given
     chat      find the answer it gave some lines above when asked to check it, and give another one
               when told that it is wrong, by a solution that begins with another number
@@ -25,7 +25,6 @@ from nanoverify.puzzles import (
     expression,
     minus,
     puzzle,
-    result,
     steps_of,
     times,
 )
@@ -35,7 +34,7 @@ from nanoverify.verifier import VERDICTS, VERIFY_PROMPTS
 Piece = tuple[str, bool]  # a text, and whether it is learned
 
 KNOWN = tuple(family for family in FAMILIES if family != "tickets")
-IN_HEAD = 0.7  # of the solutions and the checks leave out the steps, as people mostly do
+BRIEF = 0.7  # of the solutions and of the checks leave out steps, as people mostly do
 WEIGHTS = {"drills": 8, "solve": 28, "check": 9, "again": 4, "chat": 40, "phrase": 1}
 # The words of the phrases are tokens that the base has met.
 PHRASES = (RECHECK, RETRY, *VERDICTS.values())
@@ -50,31 +49,31 @@ def ask(text: str) -> Piece:
 
 # ---- worked solutions and checks ---------------------------------------------------------------
 
-def on_paper(steps: list[str]) -> list[str]:
-    """All steps."""
+def in_full(steps: list[str]) -> list[str]:
+    """All steps of a solution or a check."""
     return steps
 
 
-def in_head(steps: list[str]) -> list[str]:
-    """Only what comes out: 'That is 35. It should be 39, 4 more.'
+def in_brief(steps: list[str]) -> list[str]:
+    """Only the last calculation: '27 + 8 = 35. It should be 39, 4 more.'
 
-    Unchanged if no calculation comes before the comparison.
+    The rest is done in the head, and is often wrong there. Unchanged if nothing is compared.
     """
     for i, step in enumerate(steps):
         if i and step.startswith("It should be"):
-            return [f"That is {result(steps[i - 1])}.", step]
+            return steps[i - 1: i + 1]
     return steps
 
 
-def working(rng):
-    """How one solution or one check is written."""
-    return in_head if rng.random() < IN_HEAD else on_paper
+def writing(rng):
+    """How one solution or one check is written: in_brief or in_full."""
+    return in_brief if rng.random() < BRIEF else in_full
 
 
-def solve_text(family: str, numbers: dict, answer, trial, write=on_paper) -> str:
+def solve_text(family: str, numbers: dict, answer, trial, write=in_full) -> str:
     """A solution that ends with this answer, right or wrong. trial: the number it supposes first.
 
-    A solution of Countdown computes its expression instead, always on paper.
+    A solution of Countdown computes its expression instead, always in full.
     """
     steps = solve_steps(family, numbers, answer, trial, write)
     return " ".join([*steps, f"The answer is {answer}."])
@@ -105,13 +104,13 @@ def next_trial(rng, family: str, numbers: dict, used: list[int]):
     return trials[(trials.index(used[-1]) + 1) % len(trials)]
 
 
-def check_text(family: str, numbers: dict, given, write=on_paper) -> str:
+def check_text(family: str, numbers: dict, given, write=in_full) -> str:
     steps = FAMILIES[family].check(numbers, given)
     right = steps[-1].endswith("as it is.")
     return " ".join([f"Put in {given}:", *write(steps), VERDICTS[right]])
 
 
-def again_text(family: str, numbers: dict, given, trial, write=on_paper) -> str:
+def again_text(family: str, numbers: dict, given, trial, write=in_full) -> str:
     x = numbers["x"]
     same = "the same." if given == x else "not the same."
     return " ".join(["Solving again:", *solve_steps(family, numbers, x, trial, write),
@@ -171,11 +170,11 @@ def chat(rng, family: str, level: int, numbers: dict, question: str, wrong: int)
     pieces = [ask(SOLVE_PROMPT.format(question=question))]
     for i, (answer, trial) in enumerate(zip(answers, trials)):
         right = answer == numbers["x"]
-        text = solve_text(family, numbers, answer, trial, working(rng))
+        text = solve_text(family, numbers, answer, trial, writing(rng))
         opening = first_step(text) if trial or i else ""
         pieces += [(opening, True), (text.removeprefix(opening) + "<|end|>", right)]
         if rng.random() < 0.6:
-            check = check_text(family, numbers, answer, working(rng))
+            check = check_text(family, numbers, answer, writing(rng))
             pieces += [ask(rng.choice(ASK_CHECK)), (check + "<|end|>", True)]
         if not right:
             pieces.append(ask(rng.choice(ASK_AGAIN)))
@@ -235,7 +234,7 @@ def document(rng: random.Random, weights: dict = WEIGHTS) -> list[Piece]:
     family, level, numbers, problem = train_puzzle(rng)
     if kind == "chat":
         return chat(rng, family, level, numbers, problem.question, rng.choice((0, 1, 2, 3)))
-    trial, write = next_trial(rng, family, numbers, []), working(rng)
+    trial, write = next_trial(rng, family, numbers, []), writing(rng)
     if kind == "solve":
         return [ask(SOLVE_PROMPT.format(question=problem.question)),
                 (solve_text(family, numbers, numbers["x"], trial, write) + "<|end|>", True)]

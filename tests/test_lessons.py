@@ -56,6 +56,7 @@ def test_checks_say_what_is_so(puzzles):
             text = lessons.check_text(family, numbers, given)
             assert text.startswith(f"Put in {given}: ") and text.endswith(VERDICTS[given == x])
             assert_true(text)
+            assert_true(lessons.check_text(family, numbers, given, lessons.in_brief))
             if given == x and family != "countdown":  # it uses all that the question says
                 said = {str(number) for number in numbers.values() if isinstance(number, int)}
                 assert said <= set(re.findall(r"\d+", text)), text
@@ -85,6 +86,37 @@ def test_solutions_say_what_is_so(puzzles):
             assert text.endswith(f"The answer is {numbers['x']}.") and problem.accepts(text)
             assert family == "countdown" or text.startswith(f"Suppose {trial}. ")
             assert "is more than" not in text
+            brief = lessons.solve_text(family, numbers, numbers["x"], trial, lessons.in_brief)
+            assert_true(brief)
+            assert brief.endswith(f"The answer is {numbers['x']}.")
+
+
+def test_in_brief():
+    """Bug: what is written in brief has other numbers than what is written in full, or no
+    comparison."""
+    numbers = {"x": 6, "a": 27, "b": 2, "c": 39}
+    assert (lessons.solve_text("linear", numbers, 6, 4, lessons.in_brief)
+            == "Suppose 4. 27 + 8 = 35. It should be 39, 4 more. The answer is 6.")
+    assert (lessons.check_text("linear", numbers, 7, lessons.in_brief)
+            == f"Put in 7: 27 + 14 = 41. It should be 39, 2 less. {VERDICTS[False]}")
+    nothing = ["9 is more than 7."]
+    assert lessons.in_brief(nothing) == nothing
+    numbers = {"x": "5 + 3 - 2", "listed": "2, 3 and 5", "target": 6, "numbers": (2, 3, 5)}
+    assert lessons.solve_text("countdown", numbers, numbers["x"], None, lessons.in_brief) \
+        == "5 + 3 = 8. 8 - 2 = 6. The answer is 5 + 3 - 2."
+
+
+def test_most_is_written_in_brief():
+    """Bug: the shares of brief and of full writing are swapped, or one kind of document has only
+    one of them, so that stage 2 cannot find out that full steps are right more often."""
+    rng, brief = random.Random(8), {"Suppose": [], "Put in": []}
+    for _ in range(3000):
+        for said in "".join(text for text, _ in lessons.document(rng)).split("<|assistant|>"):
+            opening = next((word for word in brief if said.startswith(word)), None)
+            if opening and "It should be" in said:
+                brief[opening].append(len(equations(said.split("It should be")[0])) == 1)
+    for written in brief.values():
+        assert abs(sum(written) / len(written) - lessons.BRIEF) < 0.05
 
 
 def test_slopes(puzzles):
