@@ -58,6 +58,7 @@ from nanoverify.support.stage import (
     save_result,
     steps_left,
     test_problems,
+    test_sampling,
     train_problems,
 )
 from nanoverify.support.state import (
@@ -330,6 +331,7 @@ def main(argv=None, choose=every_question, collect=collect, mark=mark):
                         args.batch_size)
     settings = PPO(tokenizer.vocab_size, args.temperature, args.minibatches, args.clip,
                    args.micro_tokens)
+    testing = test_sampling(args)
     reference = copy.deepcopy(model).requires_grad_(False) if args.beta else None
     held_out = test_problems(args)
     pool = train_problems(args)
@@ -345,7 +347,7 @@ def main(argv=None, choose=every_question, collect=collect, mark=mark):
     with output_folder(args.out, args.resume, args.overwrite, state_bytes(model)) as folder:
         state = go_on(folder, this_run, learner, args.allow_changes)
         columns = (state.get("columns") or earlier_evaluations(args)
-                   or {"start": report(evaluate(model, tokenizer, held_out, sampling))})
+                   or {"start": report(evaluate(model, tokenizer, held_out, testing))})
         bar = steps_left(state["step"], args.steps, "RL")
         with signals() as caught:
             for step in bar:
@@ -369,13 +371,13 @@ def main(argv=None, choose=every_question, collect=collect, mark=mark):
 
                 line = log_line(step, rollout, args.beta, signs, lr, clock)
                 if args.eval_every and step % args.eval_every == 0:
-                    line["eval"] = metrics(evaluate(model, tokenizer, held_out, sampling))
+                    line["eval"] = metrics(evaluate(model, tokenizer, held_out, testing))
                 rows = rollout_rows(rollout, args.beta, rules.gae, tokenizer)
                 write_jsonl(folder / "rollouts.jsonl", ({"step": step, **row} for row in rows))
                 bar.set_postfix(shown(line))
                 saved = {"run": this_run, "columns": columns}
                 save_step(folder, line, saved, learner, saving, caught)
-        answers = evaluate(model, tokenizer, held_out, sampling)
+        answers = evaluate(model, tokenizer, held_out, testing)
         columns["RL"] = report(answers)
         save_result(folder, model, tokenizer, answers, columns, args)
     print(table(columns))

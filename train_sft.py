@@ -16,7 +16,6 @@ import torch
 
 from nanoverify.checkpoint import checkpoint_files, load_model
 from nanoverify.evaluate import evaluate, metrics, report, table
-from nanoverify.sampler import Sampling
 from nanoverify.scoring import Packed, backward, join, kl_divergence, room, token_log_probs
 from nanoverify.support.files import (
     InputError,
@@ -45,6 +44,7 @@ from nanoverify.support.stage import (
     save_result,
     steps_left,
     test_problems,
+    test_sampling,
 )
 from nanoverify.support.state import (
     Learner,
@@ -191,14 +191,14 @@ def main(argv=None):
                                   weight_decay=0.0, fused=True)
     learner, saving = Learner(model, optimizer), Saving(steps, args.save_every)
     settings = SFT(args.micro_tokens, args.kl)
-    greedy = Sampling(args.max_new_tokens, 0.0, seed=args.seed, batch_size=args.batch_size)
+    testing = test_sampling(args)
     this_run = identity(args, args.data, *checkpoint_files(args.model))
 
     room_on_disk = state_bytes(model)
     with output_folder(args.out, args.resume, args.overwrite, room_on_disk) as folder:
         state = go_on(folder, this_run, learner, args.allow_changes)
         columns = (state.get("columns") or earlier_evaluations(args)
-                   or {"base": report(evaluate(model, tokenizer, problems, greedy))})
+                   or {"base": report(evaluate(model, tokenizer, problems, testing))})
         bar = steps_left(state["step"], steps, "SFT")
         with signals() as caught:
             for step in bar:
@@ -215,11 +215,11 @@ def main(argv=None):
                         "kl": kl, "grad_norm": norm, "lr": lr, "learned_tokens": learned,
                         "seconds": time.time() - began}
                 if args.eval_every and step % args.eval_every == 0:
-                    line["eval"] = metrics(evaluate(model, tokenizer, problems, greedy))
+                    line["eval"] = metrics(evaluate(model, tokenizer, problems, testing))
                 bar.set_postfix(loss=f"{loss:.3f}", grad=f"{norm:.2f}")
                 saved = {"run": this_run, "columns": columns}
                 save_step(folder, line, saved, learner, saving, caught)
-        answers = evaluate(model, tokenizer, problems, greedy)
+        answers = evaluate(model, tokenizer, problems, testing)
         columns["SFT"] = report(answers)
         save_result(folder, model, tokenizer, answers, columns, args,
                     trajectories=len(rows), dropped_too_long=too_long)

@@ -7,8 +7,9 @@ questions.
     python -m nanoverify.evaluate --model out/rl --families both_sides shopping tickets
                                                   # transfer to families that no stage trains on
 
-Greedy by default. What each metric counts is said in `metrics`. A metric is None if there is
-nothing to count: a model that never verifies has no verification accuracy.
+One response is sampled for each question, the same one in every run. What each metric counts is
+said in `metrics`. A metric is None if there is nothing to count: a model that never verifies has no
+verification accuracy.
 """
 import argparse
 import itertools
@@ -155,9 +156,8 @@ def table(columns: dict[str, dict], rows=COLUMNS) -> str:
 
 
 def evaluate(model, tokenizer, problems: list[Problem], sampling: Sampling) -> list[Trajectory]:
-    """One greedy response for each question; `sampling` says the rest."""
-    greedy = replace(sampling, temperature=0.0, samples=1)
-    return [row[0] for row in respond(model, tokenizer, problems, greedy, "evaluate")]
+    """The first response to each question."""
+    return [row[0] for row in respond(model, tokenizer, problems, sampling, "evaluate")]
 
 
 def correction(trajectories: list[Trajectory]) -> Trajectory | None:
@@ -171,7 +171,7 @@ def correction(trajectories: list[Trajectory]) -> Trajectory | None:
 
 
 def flags(argv):
-    from nanoverify.support.stage import add_model_flags, positive
+    from nanoverify.support.stage import TEST_TEMPERATURE, add_model_flags, positive
     parser = argparse.ArgumentParser(description=" ".join(__doc__.split("\n\n")[0].split()))
     add_model_flags(parser)
     parser.add_argument("--questions", nargs="+", metavar="FILE",
@@ -185,7 +185,8 @@ def flags(argv):
                         help="leave out and count what cannot be used")
     parser.add_argument("--test-count", type=positive, default=1000,
                         help="most questions to ask (default: %(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    parser.add_argument("--temperature", type=float, default=TEST_TEMPERATURE,
+                        help="0 is greedy (default: %(default)s)")
     parser.add_argument("--json", action="store_true",
                         help="print one JSON object instead of tables")
     parser.add_argument("--responses", metavar="FILE",
@@ -204,8 +205,7 @@ def main(argv=None):
     problems = fitting(args, problems)
     sampling = Sampling(args.max_new_tokens, args.temperature, seed=args.seed,
                         batch_size=args.batch_size)
-    rows = respond(model, tokenizer, problems, sampling, "evaluate")
-    trajectories = [t for row in rows for t in row]
+    trajectories = evaluate(model, tokenizer, problems, sampling)
     result = report(trajectories)
     if args.responses:
         write_jsonl(args.responses, (as_row(t, tokenizer) for t in trajectories))

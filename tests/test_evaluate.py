@@ -149,17 +149,13 @@ def test_respond_pairs_questions_with_answers():
     assert len({tuple(row[0].ids) for row in rows}) > 1
 
 
-def test_evaluation_is_greedy():
-    """Bug: the figures of a stage are those of sampled responses, and change with the seed."""
-    tokenizer = byte_tokenizer()
-    model = tiny_model(tokenizer.vocab_size, context=512)
-    problems = [Problem(str(n), "why " * n, "6", "f", None) for n in range(6)]
-
-    def ids(seed):
-        sampling = Sampling(8, 1.0, samples=2, seed=seed, batch_size=4)
-        return [t.ids for t in evaluate.evaluate(model, tokenizer, problems, sampling)]
-    greedy = respond(model, tokenizer, problems, Sampling(8, 0.0))
-    assert ids(0) == ids(1) == [row[0].ids for row in greedy]
+def test_evaluations_sample_alike():
+    """Bug: the figures of a stage depend on --seed or on the temperature of its rollouts."""
+    def sampling(**more):
+        flags = dict(max_new_tokens=70, test_temperature=0.3, batch_size=40, seed=4, temperature=1)
+        return stage.test_sampling(argparse.Namespace(**flags | more))
+    assert sampling() == Sampling(70, 0.3, samples=1, seed=0, batch_size=40)
+    assert sampling(seed=5, temperature=0.9, samples=8) == sampling()
 
 
 def test_evaluation_asks_what_no_stage_learns(tmp_path):

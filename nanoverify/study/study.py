@@ -41,7 +41,7 @@ import time
 from pathlib import Path
 
 from nanoverify.checkpoint import load_model
-from nanoverify.evaluate import COLUMNS, metrics, respond, share
+from nanoverify.evaluate import COLUMNS, evaluate, metrics, respond, share
 from nanoverify.lessons import next_trial, solve_text
 from nanoverify.puzzles import HELD_OUT, LEVELS, make_puzzles, puzzles_with_numbers
 from nanoverify.sampler import Sampling
@@ -56,7 +56,7 @@ from nanoverify.support.files import (
     write_jsonl,
     writing,
 )
-from nanoverify.support.stage import POLICY, TEST_DRAW
+from nanoverify.support.stage import POLICY, TEST_DRAW, TEST_TEMPERATURE
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.verifier import verify
 
@@ -182,14 +182,15 @@ def most_frequent(answers: list[str]) -> int:
 
 def best_of_n(main: Path, seed: int) -> dict:
     """The first of the base's samples that its own confirmative check calls correct; if there is
-    none, the first sample. Checks are greedy. RL's tokens pay for samples and checks.
+    none, the first sample. RL's tokens pay for samples and checks.
     """
     problems, columns = evaluated(main)
     tokenizer, base = Tokenizer.load(POLICY), load_model(POLICY, "cpu")
 
     def checked(rows):
         claims = [(t.problem.question, t.solves[-1].answer) for row in rows for t in row]
-        rows = verify(base, tokenizer, claims, "confirmative", Sampling(CHECK_TOKENS, 0.0))
+        sampling = Sampling(CHECK_TOKENS, TEST_TEMPERATURE)
+        rows = verify(base, tokenizer, claims, "confirmative", sampling)
         return [row[0] for row in rows]
 
     def tokens_of(t, check):
@@ -220,8 +221,8 @@ def evaluated(main: Path) -> tuple[list, dict]:
 
 
 def sampled(problems: list, count: int, seed: int) -> list:
-    """`count` answers of the base to each question, at temperature 1."""
-    sampling = Sampling(SOLVE_TOKENS, 1.0, samples=count, seed=seed)
+    """`count` answers of the base to each question."""
+    sampling = Sampling(SOLVE_TOKENS, TEST_TEMPERATURE, samples=count, seed=seed)
     return respond(load_model(POLICY, "cpu"), Tokenizer.load(POLICY), problems, sampling)
 
 
@@ -293,13 +294,13 @@ def beyond(model: str, at: Path) -> dict:
         return read_json(at)
     policy, tokenizer = load_model(model, "cpu"), Tokenizer.load(model)
 
-    def greedy(problems, longest):
-        return [row[0] for row in respond(policy, tokenizer, problems, Sampling(longest, 0.0))]
+    def answers(problems, longest):
+        return evaluate(policy, tokenizer, problems, Sampling(longest, TEST_TEMPERATURE))
     results = {}
     for family in HELD_OUT:
-        values = metrics(greedy(make_puzzles("test", 100, TEST_DRAW, [family]), 400))
+        values = metrics(answers(make_puzzles("test", 100, TEST_DRAW, [family]), 400))
         results |= {f"{short}_{family}": values[key] for short, key in SHORT.items()}
-    long = greedy(make_puzzles("test", 1000, TEST_DRAW), LONG)
+    long = answers(make_puzzles("test", 1000, TEST_DRAW), LONG)
     results |= {f"final_within_{k}": share(t.solves[:k][-1].right for t in long) for k in ALLOWED}
     write_json(at, results)
     return results

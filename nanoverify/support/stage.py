@@ -17,6 +17,7 @@ from tqdm import tqdm
 from nanoverify.checkpoint import load_config, load_model, save_model
 from nanoverify.problems import SOLVE_PROMPT, Problem, read_problems, split_of
 from nanoverify.puzzles import make_puzzles
+from nanoverify.sampler import Sampling
 from nanoverify.support import cost
 from nanoverify.support.files import (
     InputError,
@@ -32,6 +33,7 @@ from nanoverify.trajectory import Trajectory, as_row
 from nanoverify.verifier import VERIFY_PROMPTS
 
 PUZZLES = 6000  # built-in ones that stage 2 draws from
+TEST_TEMPERATURE = 0.7  # of the responses of evaluations
 TEST_DRAW = 1  # the seed of the puzzles of evaluations, independent of --seed
 POLICY = str(Path(__file__).parents[1] / "policy")  # the shipped initial policy
 TRAINED = str(Path(__file__).parents[1] / "trained")  # and what the three stages made of it
@@ -104,6 +106,8 @@ def add_question_flags(parser):
                             "instead of stopping at the first")
     group.add_argument("--test-count", type=positive, default=1000,
                        help="questions evaluated (default: %(default)s)")
+    group.add_argument("--test-temperature", type=float, default=TEST_TEMPERATURE,
+                       help="of their responses; 0 is greedy (default: %(default)s)")
 
 
 def add_training_flags(group, save_every: int):
@@ -333,6 +337,11 @@ def batch_of(items: list, size: int, step: int, seed: int) -> list:
     return shuffled[place * size: (place + 1) * size]
 
 
+def test_sampling(args) -> Sampling:
+    """How evaluations sample: one response for each question, the same one for every --seed."""
+    return Sampling(args.max_new_tokens, args.test_temperature, seed=0, batch_size=args.batch_size)
+
+
 def test_problems(args) -> list[Problem]:
     """Questions that no stage learns from; the same for every seed. InputError: none is left, or
     one does not fit.
@@ -369,7 +378,8 @@ def asked(args) -> dict:
     questions = hashlib.sha256(texts.encode("utf-8", "surrogatepass")).hexdigest()
     return {"questions": args.questions, "test_questions": args.test_questions,
             "split": args.split, "test_count": args.test_count,
-            "max_new_tokens": args.max_new_tokens, "sha256": questions}
+            "max_new_tokens": args.max_new_tokens, "temperature": args.test_temperature,
+            "sha256": questions}
 
 
 def earlier_evaluations(args) -> dict[str, dict]:

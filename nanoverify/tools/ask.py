@@ -22,7 +22,14 @@ from nanoverify.sampler import next_token, prefill, uniform
 from nanoverify.support.decoding import decode, fuse
 from nanoverify.support.files import InputError, run
 from nanoverify.support.kernels import autocast
-from nanoverify.support.stage import POLICY, TRAINED, add_model_flags, latest_model, load
+from nanoverify.support.stage import (
+    POLICY,
+    TEST_TEMPERATURE,
+    TRAINED,
+    add_model_flags,
+    latest_model,
+    load,
+)
 from nanoverify.trajectory import parse
 from nanoverify.verifier import VERDICTS
 
@@ -119,7 +126,7 @@ def main(argv=None):
     add_model_flags(parser, default=latest_model())
     parser.add_argument("--gold", default="", metavar="ANSWER",
                         help="the right answer, to see the rule's verdict as well")
-    parser.add_argument("--temperature", type=float, default=0.0,
+    parser.add_argument("--temperature", type=float, default=TEST_TEMPERATURE,
                         help="0 is greedy (default: %(default)s)")
     args = parser.parse_args(argv)
     model, tokenizer = load(args)

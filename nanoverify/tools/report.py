@@ -21,7 +21,7 @@ from nanoverify.support.files import InputError, read_json, read_jsonl, run
 from nanoverify.trajectory import OPENING, Action, Trajectory
 
 TRANSCRIPTS = {"trajectories.jsonl": "composed for SFT",
-               "responses.jsonl": "answers to the evaluation, greedy",
+               "responses.jsonl": "answers to the evaluation",
                "rollouts.jsonl": "rollout of the last step"}
 LABELS = ("wrong → right", "right → wrong", "false alarm", "missed error")
 MOST, MOST_CHARACTERS = 300, 500_000  # transcripts of a folder, and their text
