@@ -209,12 +209,15 @@ def test_columns_of_other_questions_are_not_reused(tmp_path, monkeypatch):
     """Bug: a family was added, or the question file edited, and the table sets the old SFT model's
     figures beside the new RL model's."""
     args = argparse.Namespace(questions=None, test_questions=None, test_count=3, split="test",
-                              max_new_tokens=9, model=str(tmp_path))
+                              max_new_tokens=9, model=str(tmp_path), test_temperature=0.5)
     stage.save_evaluations(tmp_path, {"base": {"count": 3}}, args)
     assert stage.earlier_evaluations(args) == {"base": {"count": 3}}
     args.test_count = 4
     assert stage.earlier_evaluations(args) == {}
-    args.test_count = 3
+    args.test_count, args.test_temperature = 3, 0.6
+    assert stage.earlier_evaluations(args) == {}
+    args.test_temperature = 0.5
+    assert stage.earlier_evaluations(args) == {"base": {"count": 3}}
     monkeypatch.setattr(stage, "make_puzzles", lambda *rest, **named: make_puzzles("valid", 3, 0))
     assert stage.earlier_evaluations(args) == {}
 

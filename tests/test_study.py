@@ -232,12 +232,13 @@ def test_beyond(monkeypatch, tmp_path):
         return Action("solve", 0, 1, "", right=right)
     check = Action("verify", 1, 2, "", verdict=False)
 
-    def respond(model, tokenizer, problems, sampling):
+    def evaluate(model, tokenizer, problems, sampling):
+        assert sampling.temperature == study.TEST_TEMPERATURE
         rights = {"a": [True], "b": [False, True], "c": [False, False, False, True]}
-        return [[Trajectory(problems[0], [1], True,
-                            [action for right in row for action in (solve(right), check)])]
+        return [Trajectory(problems[0], [1], True,
+                           [action for right in row for action in (solve(right), check)])
                 for row in rights.values()]
-    monkeypatch.setattr(study, "respond", respond)
+    monkeypatch.setattr(study, "evaluate", evaluate)
     monkeypatch.setattr(study, "load_model", lambda *rest: None)
     monkeypatch.setattr(study.Tokenizer, "load", lambda *rest: None)
     (tmp_path / "model.safetensors").write_text("")
@@ -249,7 +250,7 @@ def test_beyond(monkeypatch, tmp_path):
     assert within == pytest.approx([1 / 3, 2 / 3, 1, 1, 1])
     assert found["first_tickets"] == pytest.approx(1 / 3) and found["final_tickets"] == 1
     assert set(found) <= set(study.HEADER)
-    monkeypatch.setattr(study, "respond", None)
+    monkeypatch.setattr(study, "evaluate", None)
     assert study.beyond(str(tmp_path), tmp_path / "b.json") == found
 
 
