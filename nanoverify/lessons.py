@@ -34,7 +34,7 @@ from nanoverify.verifier import VERDICTS, VERIFY_PROMPTS
 Piece = tuple[str, bool]  # a text, and whether it is learned
 
 KNOWN = tuple(family for family in FAMILIES if family != "tickets")
-BRIEF = 0.7  # of the solutions and of the checks leave out steps, as people mostly do
+BRIEF = 0.6  # of the solutions and of the checks leave out steps, as people mostly do
 WEIGHTS = {"drills": 8, "solve": 28, "check": 9, "again": 4, "chat": 40, "phrase": 1}
 # The words of the phrases are tokens that the base has met.
 PHRASES = (RECHECK, RETRY, *VERDICTS.values())

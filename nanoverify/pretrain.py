@@ -39,7 +39,7 @@ def flags(argv):
     add("--out", required=True, help="folder of the checkpoint")
     add("--overwrite", action="store_true", help="replace an earlier output")
     add("--seed", type=int, default=0)
-    add("--steps", type=int, default=1300,
+    add("--steps", type=int, default=2200,
         help="optimizer steps; in the first eighth there are only drills (default: %(default)s)")
     add("--tokens-per-step", type=int, default=3200, help="default: %(default)s")
     add("--lr", type=float, default=3e-3,
