@@ -27,6 +27,7 @@ from nanoverify.support.files import (
     write_json,
     write_jsonl,
 )
+from nanoverify.support.flags import Parser, positive
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.trajectory import Trajectory, as_row
 from nanoverify.verifier import VERIFY_PROMPTS
@@ -35,13 +36,6 @@ PUZZLES = 6000  # built-in ones that stage 2 draws from
 TEST_DRAW = 1  # the seed of the puzzles of evaluations, independent of --seed
 POLICY = str(Path(__file__).parents[1] / "policy")  # the shipped initial policy
 TRAINED = str(Path(__file__).parents[1] / "trained")  # and what the three stages made of it
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -53,9 +47,8 @@ class Help(argparse.RawDescriptionHelpFormatter):
         return "N" if action.type in (int, positive) else "X"
 
 
-def new_parser(description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(description=description, usage="%(prog)s [flags]",
-                                   formatter_class=Help, allow_abbrev=False)
+def new_parser(description: str) -> Parser:
+    return Parser(description, usage="%(prog)s [flags]", formatter_class=Help)
 
 
 def parse_with_recipe(parser, argv, paper: dict):
@@ -136,7 +129,10 @@ def on_cuda(device: str) -> bool:
     try:
         return torch.zeros(1, device=device).device.type == "cuda"
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {device}: {str(error).splitlines()[0]}")
+        reason = str(error).splitlines()[0]
+        if reason.startswith("Expected one of"):  # a list of 20 words follows
+            reason = "there is no such kind of device; give cpu or cuda"
+        raise InputError(f"--device {device}: {reason}")
 
 
 def set_up(args):
@@ -319,7 +315,10 @@ def train_problems(args, count: int | None = None) -> list[Problem]:
 
 
 def steps_left(done: int, last: int, label: str) -> tqdm:
-    """Steps done + 1 to `last`, as a progress bar."""
+    """Steps done + 1 to `last`, as a progress bar. InputError: more are done already."""
+    if done > last:
+        raise InputError(f"--resume: {done} steps are done already, more than the {last} of "
+                         "this command; give a larger --steps")
     return tqdm(range(done + 1, last + 1), desc=label, initial=done, total=last)
 
 

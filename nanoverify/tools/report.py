@@ -7,7 +7,6 @@ The page needs no network; report.html is its template. It shows accuracies, ver
 rule, attempts by level, curves, and at most 300 graded transcripts of a folder. jinja2 escapes all
 text of questions and models. samples.jsonl is left out.
 """
-import argparse
 import collections
 import dataclasses
 import math
@@ -18,6 +17,7 @@ import jinja2
 from nanoverify.evaluate import COLUMNS, by, cell, metrics
 from nanoverify.problems import Problem
 from nanoverify.support.files import InputError, read_json, read_jsonl, run
+from nanoverify.support.flags import Parser
 from nanoverify.trajectory import OPENING, Action, Trajectory
 
 TRANSCRIPTS = {"trajectories.jsonl": "composed for SFT",
@@ -266,8 +266,7 @@ def by_length(names) -> list[str]:
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN",
                         help="output folder of one of the three scripts, finished or not")
     parser.add_argument("--out", default="report.html", metavar="FILE", help="default: %(default)s")
