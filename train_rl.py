@@ -370,7 +370,7 @@ def main(argv=None, choose=every_question, collect=collect, mark=mark):
                     line["eval"] = metrics(evaluate(model, tokenizer, held_out, sampling))
                 rows = rollout_rows(rollout, args.beta, rules.gae, tokenizer)
                 write_jsonl(folder / "rollouts.jsonl", ({"step": step, **row} for row in rows))
-                bar.set_postfix(shown(line))
+                bar.set_postfix(shown(line), refresh=False)
                 saved = {"run": this_run, "columns": columns}
                 save_step(folder, line, saved, learner, saving, caught)
         answers = evaluate(model, tokenizer, held_out, sampling)

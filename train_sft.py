@@ -217,7 +217,7 @@ def main(argv=None):
                         "seconds": time.time() - began}
                 if args.eval_every and step % args.eval_every == 0:
                     line["eval"] = metrics(evaluate(model, tokenizer, problems, greedy))
-                bar.set_postfix(loss=f"{loss:.3f}", grad=f"{norm:.2f}")
+                bar.set_postfix(loss=f"{loss:.3f}", grad=f"{norm:.2f}", refresh=False)
                 saved = {"run": this_run, "columns": columns}
                 save_step(folder, line, saved, learner, saving, caught)
         answers = evaluate(model, tokenizer, problems, greedy)

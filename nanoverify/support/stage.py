@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from nanoverify.checkpoint import load_config, load_model, save_model
 from nanoverify.problems import SOLVE_PROMPT, Problem, read_problems, split_of
@@ -28,6 +27,7 @@ from nanoverify.support.files import (
     write_jsonl,
 )
 from nanoverify.support.flags import Parser, positive
+from nanoverify.support.progress import bar
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.trajectory import Trajectory, as_row
 from nanoverify.verifier import VERIFY_PROMPTS
@@ -314,12 +314,12 @@ def train_problems(args, count: int | None = None) -> list[Problem]:
     return fitting(args, random.Random(args.seed).sample(problems, count))
 
 
-def steps_left(done: int, last: int, label: str) -> tqdm:
+def steps_left(done: int, last: int, label: str):
     """Steps done + 1 to `last`, as a progress bar. InputError: more are done already."""
     if done > last:
         raise InputError(f"--resume: {done} steps are done already, more than the {last} of "
                          "this command; give a larger --steps")
-    return tqdm(range(done + 1, last + 1), desc=label, initial=done, total=last)
+    return bar(range(done + 1, last + 1), desc=label, initial=done, total=last)
 
 
 def batch_of(items: list, size: int, step: int, seed: int) -> list:
