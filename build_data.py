@@ -26,6 +26,7 @@ from nanoverify.checkpoint import checkpoint_files, load_model
 from nanoverify.evaluate import respond, share
 from nanoverify.problems import Problem
 from nanoverify.sampler import Sampling
+from nanoverify.support.alarms import say_of_data
 from nanoverify.support.files import InputError, output_folder, write_json, write_jsonl
 from nanoverify.support.flags import above_0, at_least_0, from_0_to_1, positive
 from nanoverify.support.stage import (
@@ -302,6 +303,7 @@ def main(argv=None):
         write_json(folder / "arguments.json", vars(args))
     shutil.rmtree(Path(args.out) / "state")  # the files above hold all of it
     print_report(statistics, args.samples)
+    say_of_data(statistics)
     print(f"-> {args.out}/trajectories.jsonl, samples.jsonl, statistics.json")
 
 

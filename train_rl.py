@@ -42,6 +42,7 @@ from nanoverify.rollout import (
 )
 from nanoverify.sampler import Sampling
 from nanoverify.scoring import backward, token_log_probs
+from nanoverify.support.alarms import say_of_step
 from nanoverify.support.files import InputError, output_folder, write_jsonl
 from nanoverify.support.flags import above_0, at_least_0, positive
 from nanoverify.support.stage import (
@@ -373,6 +374,7 @@ def main(argv=None, choose=every_question, collect=collect, mark=mark):
                 bar.set_postfix(shown(line), refresh=False)
                 saved = {"run": this_run, "columns": columns}
                 save_step(folder, line, saved, learner, saving, caught)
+                say_of_step(folder)
         answers = evaluate(model, tokenizer, held_out, sampling)
         columns["RL"] = report(answers)
         save_result(folder, model, tokenizer, answers, columns, args)

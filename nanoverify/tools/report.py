@@ -16,6 +16,7 @@ import jinja2
 
 from nanoverify.evaluate import COLUMNS, by, cell, metrics
 from nanoverify.problems import Problem
+from nanoverify.support.alarms import of_data, of_run
 from nanoverify.support.files import InputError, read_json, read_jsonl, run
 from nanoverify.support.flags import Parser
 from nanoverify.trajectory import OPENING, Action, Trajectory
@@ -97,11 +98,18 @@ def read_run(path: str) -> dict:
         lines = [line for _, line in read_jsonl(folder / "metrics.jsonl", growing=running)]
     if not all("step" in line for line in lines):
         raise InputError(f"{folder}/metrics.jsonl: a line without a step")
+    alarms = of_run(lines)
+    if (folder / "statistics.json").exists():
+        try:
+            alarms += of_data(read_json(folder / "statistics.json"))
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise InputError(f"{folder}/statistics.json: not that of this version")
 
     # 3. transcripts
     sets = [{"name": f"{path}: {title}", **read_set(folder / name, running)}
             for name, title in TRANSCRIPTS.items() if name in names]
-    return {"path": path, "running": running, "lines": lines, "columns": columns, "sets": sets}
+    return {"path": path, "running": running, "lines": lines, "alarms": alarms, "columns": columns,
+            "sets": sets}
 
 
 def is_evaluation(values) -> bool:
