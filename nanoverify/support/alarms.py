@@ -1,8 +1,8 @@
 """What looks wrong in a run, in plain words, and what to try.
 
 An alarm of stage 2 is a function of the lines of metrics.jsonl so far. It gives a sentence, or None
-where all is well. Rewards, repeats, cuts and verdicts are means over FEW steps, so that one odd step
-raises no alarm.
+where all is well. Rewards, repeats, cuts and verdicts are means over FEW steps: one odd step raises
+no alarm.
 """
 from pathlib import Path
 
