@@ -62,6 +62,12 @@ def test_the_sampler_and_the_stages_use_it(clock, monkeypatch, capsys):
 
 
 IN_A_TERMINAL = """
+import types
+from nanoverify.checkpoint import load_model
+from nanoverify.support.stage import POLICY, print_time
+args = types.SimpleNamespace(model=POLICY, device="cpu", batch_size=4, max_new_tokens=9,
+                             micro_tokens=64)
+print_time(load_model(POLICY), args, 100, 4, 8)
 from nanoverify.support.stage import steps_left
 from nanoverify.support.progress import say
 for step in steps_left(0, 3, "RL"):
@@ -71,7 +77,7 @@ for step in steps_left(0, 3, "RL"):
 
 
 def test_a_terminal_gets_a_bar():
-    """Bug: a terminal gets no bar any more, or a message is glued to it."""
+    """Bug: a terminal gets no bar any more, a message is glued to it, or it waits in silence."""
     fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
     terminal, other = os.openpty()
     fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
@@ -81,4 +87,6 @@ def test_a_terminal_gets_a_bar():
     shown = os.read(terminal, 10_000).decode()
     os.close(terminal)
     assert "RL: 100%" in shown and "3/3" in shown
+    assert shown.startswith("rehearsing a step of sampling ...\r\x1b[K"
+                            "rehearsing a step of training ...\r\x1b[K")
     assert "\rlook out\r\n" in shown

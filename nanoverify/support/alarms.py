@@ -74,15 +74,16 @@ def reward_falls(rows):
 
 def steps_too_large(rows):
     kl, ratio = rows[-1].get("approx_kl") or 0, rows[-1].get("ratio_max") or 0
-    if kl > 0.1 or ratio > 1000:
+    if kl > 0.05 or ratio > 1000:
         return (f"one step moved the policy very far (approx_kl {kl:.2g}, ratio_max {ratio:.2g}); "
                 "try a lower --lr or fewer --minibatches")
 
 
 def nothing_right(rows):
-    if rows[-1].get("final_accuracy") == 0:
-        return ("no answer is right any more, or yet; look at rollouts.jsonl. If the model has "
-                "broken, try a lower --lr; if the questions are too hard, easier ones")
+    accuracy = rows[-1].get("final_accuracy")
+    if accuracy is not None and accuracy < 0.01:
+        return ("hardly any answer is right any more, or yet; look at rollouts.jsonl. If the model "
+                "has broken, try a lower --lr; if the questions are too hard, easier ones")
 
 
 ALARMS = (verdicts_alike, repeats_rise, cuts_rise, no_spread, reward_falls, steps_too_large,

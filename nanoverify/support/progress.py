@@ -1,4 +1,5 @@
 """Progress of long work: a bar in a terminal; where stderr is a file, one plain line a minute."""
+import contextlib
 import sys
 import time
 
@@ -32,6 +33,17 @@ def bar(items=None, **more) -> tqdm:
     if not sys.stderr.isatty():
         more |= {"file": LINES, "bar_format": PLAIN, "mininterval": 1}
     return tqdm(items, **more)
+
+
+@contextlib.contextmanager
+def waiting(what: str):
+    """While this runs, a terminal says what it waits for. Also a decorator."""
+    shown = sys.stderr.isatty()
+    print(f"{what} ..." * shown, end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        print("\r\033[K" * shown, end="", file=sys.stderr, flush=True)
 
 
 def say(text: str):
