@@ -13,6 +13,8 @@ as --verifier-model does. Of the easy questions --keep-easy keeps a random part.
     python build_data.py                             # built-in puzzles and policy -> out/data
     python build_data.py --model DIR --questions gsm8k_train.jsonl    # your model, real questions
 """
+from nanoverify.support.start import run  # isort: skip  (before torch)
+
 import random
 import shutil
 from collections import Counter
@@ -24,7 +26,9 @@ from nanoverify.checkpoint import checkpoint_files, load_model
 from nanoverify.evaluate import respond, share
 from nanoverify.problems import Problem
 from nanoverify.sampler import Sampling
-from nanoverify.support.files import InputError, output_folder, run, write_json, write_jsonl
+from nanoverify.support.alarms import say_of_data
+from nanoverify.support.files import InputError, output_folder, write_json, write_jsonl
+from nanoverify.support.flags import above_0, at_least_0, from_0_to_1, positive
 from nanoverify.support.stage import (
     add_model_flags,
     add_output_flags,
@@ -32,7 +36,6 @@ from nanoverify.support.stage import (
     load,
     new_parser,
     parse_with_recipe,
-    positive,
     print_memory,
     print_time,
     prompt_check,
@@ -69,9 +72,9 @@ def flags(argv):
     add("--count", type=positive, default=4000, help="questions (default: %(default)s)")
     add("--samples", type=int, default=8, metavar="K",
         help="answers per question (default: %(default)s)")
-    add("--temperature", type=float, default=1.0,
+    add("--temperature", type=above_0, default=1.0,
         help="of answers (default: %(default)s)")
-    add("--verify-temperature", type=float, default=0.5,
+    add("--verify-temperature", type=at_least_0, default=0.5,
         help="of verifications; 0 is greedy (default: %(default)s)")
     add("--verifier-model", metavar="DIR",
         help="model that writes the verifications (default: --model)")
@@ -81,7 +84,7 @@ def flags(argv):
         help="styles that go into the trajectories; all are measured (default: %(default)s)")
     add("--attempts", type=int, default=4, metavar="N",
         help="of the longest trajectories, for the hardest questions (default: %(default)s)")
-    add("--keep-easy", type=float, default=0.1,
+    add("--keep-easy", type=from_0_to_1, default=0.1,
         help="share kept of questions never answered wrong; paper's code: 0.24 "
              "(default: %(default)s)")
     args = parse_with_recipe(parser, argv, PAPER)
@@ -90,9 +93,6 @@ def flags(argv):
                          "difficulty needs at least 2 answers per question")
     if args.attempts < 2:
         raise InputError(f"--attempts {args.attempts}: a correction needs at least 2")
-    if args.temperature <= 0:
-        raise InputError(f"--temperature {args.temperature}: "
-                         "must be above 0, or all answers are the same")
     return args
 
 
@@ -303,6 +303,7 @@ def main(argv=None):
         write_json(folder / "arguments.json", vars(args))
     shutil.rmtree(Path(args.out) / "state")  # the files above hold all of it
     print_report(statistics, args.samples)
+    say_of_data(statistics)
     print(f"-> {args.out}/trajectories.jsonl, samples.jsonl, statistics.json")
 
 

@@ -17,6 +17,8 @@ root mean square (--plain does without).
     python train_rl.py                                                      # out/sft -> out/rl
     python train_rl.py --recipe paper                                       # as in the paper
 """
+from nanoverify.support.start import run  # isort: skip  (before torch)
+
 import copy
 import random
 import time
@@ -40,7 +42,9 @@ from nanoverify.rollout import (
 )
 from nanoverify.sampler import Sampling
 from nanoverify.scoring import backward, token_log_probs
-from nanoverify.support.files import InputError, output_folder, run, write_jsonl
+from nanoverify.support.alarms import say_of_step
+from nanoverify.support.files import InputError, output_folder, write_jsonl
+from nanoverify.support.flags import above_0, at_least_0, positive
 from nanoverify.support.stage import (
     add_model_flags,
     add_output_flags,
@@ -52,7 +56,6 @@ from nanoverify.support.stage import (
     load,
     new_parser,
     parse_with_recipe,
-    positive,
     print_memory,
     print_rl_plan,
     save_result,
@@ -93,7 +96,7 @@ def flags(argv):
         help="questions per step (default: %(default)s)")
     add("--samples", type=int, default=8, metavar="M",
         help="responses per question (default: %(default)s)")
-    add("--temperature", type=float, default=0.4,
+    add("--temperature", type=above_0, default=0.4,
         help="of rollouts and log-probs (default: %(default)s)")
     group = parser.add_argument_group("reward and advantage")
     add = group.add_argument
@@ -102,26 +105,22 @@ def flags(argv):
     add("--advantage", choices=("group", "gae"), default="group",
         help="group: leave-one-out and reward contexts; gae: a value head, which reads the "
              "policy's states and does not train them (default: %(default)s)")
-    add("--beta", type=float, default=1.0,
+    add("--beta", type=at_least_0, default=1.0,
         help="weight of the KL to the SFT model (default: %(default)s)")
     add("--plain", action="store_true", help="advantages are not normalised")
     group = parser.add_argument_group("update")
     add = group.add_argument
-    add("--lr", type=float, default=3e-4,
+    add("--lr", type=above_0, default=3e-4,
         help="highest learning rate; 5 steps of warm-up, then linear to 0 over --steps "
              "(default: %(default)s)")
     add("--minibatches", type=positive, default=4,
         help="optimizer steps on a rollout (default: %(default)s)")
-    add("--clip", type=float, default=0.2,
+    add("--clip", type=above_0, default=0.2,
         help="the ratio counts between 1 - this and 1 + this (default: %(default)s)")
     add_training_flags(group, save_every=10)
     args = parse_with_recipe(parser, argv, PAPER)
     if args.samples < 2:
         raise InputError(f"--samples {args.samples}: leave-one-out needs at least 2 per question")
-    if args.temperature <= 0:
-        raise InputError(f"--temperature {args.temperature}: must be above 0 to explore")
-    if args.beta < 0:
-        raise InputError(f"--beta {args.beta}: must not be negative")
     return args
 
 
@@ -374,9 +373,10 @@ def main(argv=None, choose=every_question, collect=collect, mark=mark):
                     line["eval"] = metrics(evaluate(model, tokenizer, held_out, testing))
                 rows = rollout_rows(rollout, args.beta, rules.gae, tokenizer)
                 write_jsonl(folder / "rollouts.jsonl", ({"step": step, **row} for row in rows))
-                bar.set_postfix(shown(line))
+                bar.set_postfix(shown(line), refresh=False)
                 saved = {"run": this_run, "columns": columns}
                 save_step(folder, line, saved, learner, saving, caught)
+                say_of_step(folder)
         answers = evaluate(model, tokenizer, held_out, testing)
         columns["RL"] = report(answers)
         save_result(folder, model, tokenizer, answers, columns, args)

@@ -9,6 +9,8 @@ default.
     python train_sft.py              # out/data/trajectories.jsonl + shipped policy -> out/sft
     python train_sft.py --recipe paper --model DIR --data FILE       # as in the paper
 """
+from nanoverify.support.start import run  # isort: skip  (before torch)
+
 import time
 from dataclasses import dataclass
 
@@ -23,8 +25,8 @@ from nanoverify.support.files import (
     print_skipped,
     read_jsonl,
     refuse,
-    run,
 )
+from nanoverify.support.flags import above_0, at_least_0, positive
 from nanoverify.support.kernels import autocast
 from nanoverify.support.stage import (
     add_model_flags,
@@ -38,7 +40,6 @@ from nanoverify.support.stage import (
     load,
     new_parser,
     parse_with_recipe,
-    positive,
     print_memory,
     print_time,
     save_result,
@@ -77,7 +78,7 @@ def flags(argv):
     add_question_flags(parser)
     group = parser.add_argument_group("stage 1")
     add = group.add_argument
-    add("--lr", type=float, default=1e-3,
+    add("--lr", type=above_0, default=1e-3,
         help="highest learning rate; linear to 0 after 15%% warm-up (default: %(default)s)")
     add("--epochs", type=positive, default=2, help="default: %(default)s")
     add("--steps", type=positive,
@@ -85,7 +86,7 @@ def flags(argv):
              "(default: all)")
     add("--batch", type=positive, default=8,
         help="trajectories per optimizer step (default: %(default)s)")
-    add("--kl", type=float, default=0.0,
+    add("--kl", type=at_least_0, default=0.0,
         help="weight of KL(policy || base) on the learned tokens (default: %(default)s)")
     add("--max-length", type=positive, default=1024,
         help="longer trajectories are dropped and counted, in tokens with the prompt "
@@ -216,7 +217,7 @@ def main(argv=None):
                         "seconds": time.time() - began}
                 if args.eval_every and step % args.eval_every == 0:
                     line["eval"] = metrics(evaluate(model, tokenizer, problems, testing))
-                bar.set_postfix(loss=f"{loss:.3f}", grad=f"{norm:.2f}")
+                bar.set_postfix(loss=f"{loss:.3f}", grad=f"{norm:.2f}", refresh=False)
                 saved = {"run": this_run, "columns": columns}
                 save_step(folder, line, saved, learner, saving, caught)
         answers = evaluate(model, tokenizer, problems, testing)

@@ -1,7 +1,11 @@
 """python -m nanoverify: what there is to run."""
 
 MENU = """nanoverify: a language model learns to check its own answers. Each command explains itself
-with --help. From the project's folder, in this order:
+with --help. All of it in about a minute, too little to learn much:
+
+    python -m nanoverify.tour         the three stages below, very small
+
+From the project's folder, in this order:
 
     python build_data.py              stage 0: answer, verify, compose trajectories
     python train_sft.py               stage 1: imitate them

@@ -11,7 +11,8 @@ One response is sampled for each question, the same one in every run. What each 
 said in `metrics`. A metric is None if there is nothing to count: a model that never verifies has no
 verification accuracy.
 """
-import argparse
+from nanoverify.support.start import run  # isort: skip  (before torch)
+
 import itertools
 import json
 from dataclasses import replace
@@ -19,7 +20,8 @@ from dataclasses import replace
 from nanoverify.problems import SOLVE_PROMPT, Problem, read_problems
 from nanoverify.puzzles import FAMILIES, HELD_OUT, TRAINED, make_puzzles
 from nanoverify.sampler import Sampling, generate
-from nanoverify.support.files import run, write_jsonl
+from nanoverify.support.files import write_jsonl
+from nanoverify.support.flags import Parser, at_least_0, positive
 from nanoverify.support.kernels import autocast
 from nanoverify.trajectory import Trajectory, as_row, parse, well_formed
 from nanoverify.verifier import agreement
@@ -171,8 +173,8 @@ def correction(trajectories: list[Trajectory]) -> Trajectory | None:
 
 
 def flags(argv):
-    from nanoverify.support.stage import TEST_TEMPERATURE, add_model_flags, positive
-    parser = argparse.ArgumentParser(description=" ".join(__doc__.split("\n\n")[0].split()))
+    from nanoverify.support.stage import TEST_TEMPERATURE, add_model_flags
+    parser = Parser(" ".join(__doc__.split("\n\n")[0].split()))
     add_model_flags(parser)
     parser.add_argument("--questions", nargs="+", metavar="FILE",
                         help="JSONL: GSM8K, MATH or plain (default: test puzzles)")
@@ -185,7 +187,7 @@ def flags(argv):
                         help="leave out and count what cannot be used")
     parser.add_argument("--test-count", type=positive, default=1000,
                         help="most questions to ask (default: %(default)s)")
-    parser.add_argument("--temperature", type=float, default=TEST_TEMPERATURE,
+    parser.add_argument("--temperature", type=at_least_0, default=TEST_TEMPERATURE,
                         help="0 is greedy (default: %(default)s)")
     parser.add_argument("--json", action="store_true",
                         help="print one JSON object instead of tables")

@@ -1,5 +1,5 @@
 """python -m nanoverify.export: see tools/export.py."""
-from nanoverify.support.files import run
+from nanoverify.support.start import run
 from nanoverify.tools.export import main
 
 if __name__ == "__main__":

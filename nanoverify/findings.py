@@ -1,6 +1,6 @@
 """python -m nanoverify.findings: see study/findings.py."""
 from nanoverify.study.findings import main
-from nanoverify.support.files import run
+from nanoverify.support.start import run
 
 if __name__ == "__main__":
     run(main)

@@ -1,5 +1,5 @@
 """python -m nanoverify.report: see tools/report.py."""
-from nanoverify.support.files import run
+from nanoverify.support.start import run
 from nanoverify.tools.report import main
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from nanoverify.support.cpu import in_parallel, workers
 from nanoverify.support.decoding import Replay, decode, fuse, next_logits
 from nanoverify.support.files import InputError
 from nanoverify.support.kernels import few_kernels, low_dtype
+from nanoverify.support.progress import bar
 
 # Tuned for a kind of device: they change speed and memory, not the text, apart from rounding.
 SLOTS = 32  # a cache grows and shrinks by this many tokens
@@ -377,7 +377,7 @@ def generate(model, prompts: list[list[int]], sampling: Sampling,
     """Samples for each prompt, in the prompts' order: [prompt][sample].
 
     The same arguments and number of threads give the same text. Under autocast, cache and layers
-    are in its precision; logits and log-probs never are. progress: label of a tqdm bar ("": none).
+    are in its precision; logits and log-probs never are. progress: label of a bar ("": none).
     InputError: a prompt is empty, or does not fit into the context with `max_new_tokens`.
     """
     check_lengths(prompts, sampling.max_new_tokens, model.config.max_position_embeddings)
@@ -393,13 +393,13 @@ def generate(model, prompts: list[list[int]], sampling: Sampling,
     mixed, precision = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
     stopped = threading.Event()  # one worker fails, or Ctrl-C: the others end, too
     total = len(prompts) * sampling.samples
-    with tqdm(total=total, desc=progress, disable=not progress, leave=False) as bar:
+    with bar(total=total, desc=progress, disable=not progress, leave=False) as shown:
         def work(numbers):
             tasks = [(i, prompts[i], samples[i]) for i in numbers]
             try:
                 # a thread does not inherit these two modes
                 with torch.inference_mode(), torch.autocast(kind, precision, enabled=mixed):
-                    write(model, tasks, sampling, size, bar, stopped)
+                    write(model, tasks, sampling, size, shown, stopped)
             except BaseException:
                 stopped.set()
                 raise
@@ -420,7 +420,7 @@ def check_lengths(prompts: list[list[int]], max_new_tokens: int, context: int):
                              f"context of {context}")
 
 
-def write(model, waiting: list[tuple], sampling: Sampling, batch_size: int, bar, stopped):
+def write(model, waiting: list[tuple], sampling: Sampling, batch_size: int, shown, stopped):
     """Write the samples of these prompts in this order, until `stopped` is set.
 
     waiting: (number, prompt, its samples to fill in)
@@ -440,4 +440,4 @@ def write(model, waiting: list[tuple], sampling: Sampling, batch_size: int, bar,
         else:
             for _ in range(batch.check):
                 batch.step()
-        bar.update(batch.retire())
+        shown.update(batch.retire())

@@ -118,6 +118,14 @@ def test_keep_easy(stage_0):
     assert statistics["dropped"]["easy, thinned by --keep-easy"] == 1
 
 
+def test_alarms_are_heard(stage_0, monkeypatch):
+    """Bug: stage 0 does not ask whether its data are any good."""
+    heard = []
+    monkeypatch.setattr(build_data, "say_of_data", heard.append)
+    statistics = stage_0()[2]
+    assert [each["trajectories"] for each in heard] == [statistics["trajectories"]] == [2]
+
+
 def test_both_styles_go_in(stage_0):
     """Bug: --styles is ignored, or only the first style is used."""
     rows, *_ = stage_0("--styles", "problem-solving", "confirmative", "--verifications", "3")

@@ -1,6 +1,6 @@
 """python -m nanoverify.bench: see bench.py."""
 from nanoverify.bench.bench import main
-from nanoverify.support.files import run
+from nanoverify.support.start import run
 
 if __name__ == "__main__":
     run(main)

@@ -37,7 +37,6 @@ and find the same masked loss, in fp32. pip install -e '.[test,handover]' instal
 
 Learning rates are 0: all work is done, but the weights stay, so that each round does the same.
 """
-import argparse
 import contextlib
 import functools
 import importlib.metadata
@@ -59,8 +58,9 @@ from nanoverify.sampler import Sampling, generate
 from nanoverify.scoring import join
 from nanoverify.support.cost import now
 from nanoverify.support.files import InputError, run
+from nanoverify.support.flags import Parser, positive
 from nanoverify.support.kernels import autocast
-from nanoverify.support.stage import add_model_flags, batch_of, clipped_step, load, positive
+from nanoverify.support.stage import add_model_flags, batch_of, clipped_step, load
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.tools.export import outcome_rewards, question_row
 
@@ -408,8 +408,7 @@ STEP_UNITS = {"s a step": lambda seconds, tokens: seconds,
 
 
 def flags(argv):
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
         help=f"of {', '.join(PARTS)} (default: all)")

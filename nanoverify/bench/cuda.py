@@ -20,7 +20,6 @@ Compared with what the card allows, and with transformers.
 Each part on a GPU also prints the most memory that PyTorch held, beside what `cost.estimate`
 computes. pip install -e '.[test]' installs transformers.
 """
-import argparse
 import random
 from dataclasses import replace
 from statistics import median
@@ -37,6 +36,7 @@ from nanoverify.sampler import Batch, Sample, Sampling, generate
 from nanoverify.support import cost
 from nanoverify.support.cost import now
 from nanoverify.support.files import InputError, run
+from nanoverify.support.flags import Parser
 from nanoverify.support.kernels import autocast, compiles
 from nanoverify.support.stage import POLICY, clipped_step
 from nanoverify.tokenizer import Tokenizer
@@ -286,8 +286,7 @@ def computed(device, limits):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART",
                         help="(default: all)")
     parser.add_argument("--device", default="cuda:0")

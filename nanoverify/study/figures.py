@@ -4,12 +4,12 @@
 
 A dot is a seed, a line the mean of the seeds.
 """
-import argparse
 import csv
 import html
 from pathlib import Path
 
 from nanoverify.support.files import InputError, run, writing
+from nanoverify.support.flags import Parser
 
 STAGES = {  # and their colours
     "base": "#8a8f98", "SFT": "#bf8700", "process": "#8250df", "both": "#1a7f37",
@@ -90,8 +90,7 @@ def grouped(rows: list[dict], stages: tuple[str, ...], labels: dict[str, str]) -
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("results", metavar="CSV", help="table of nanoverify.study")
     parser.add_argument("--out", default=".", metavar="DIR",
                         help="folder of the pictures (default: here)")

@@ -11,7 +11,6 @@ seed. A claim holds if all its comparisons do, and does not if one is refuted. T
 the noise of training. It does not contain that of the 1,000 questions (unseen families: 100), which
 are the same for all.
 """
-import argparse
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -20,6 +19,7 @@ from nanoverify.puzzles import HELD_OUT, LEVELS
 from nanoverify.study.figures import STAGES
 from nanoverify.study.study import ALLOWED, FAILURES, SEEDS, read_table
 from nanoverify.support.files import InputError, run
+from nanoverify.support.flags import Parser
 
 LEVELLED = ("first_accuracy", "final_accuracy", "trials")  # also shown by level
 SHOWN = ("first_accuracy", "final_accuracy", "verification_accuracy", "tpr", "tnr", "trials",
@@ -241,8 +241,7 @@ def tables(rows: dict) -> str:
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("results", metavar="CSV", help="table of nanoverify.study")
     args = parser.parse_args(argv)
     rows = read_table(Path(args.results))

@@ -31,7 +31,6 @@ An arm with an arguments.json in its folder is not run again. A row is written a
 known; rows of other arms and seeds stay. `seconds` are those of the stage that made the row (base:
 stage 0), and depend on the other load of the machine.
 """
-import argparse
 import csv
 import importlib
 import random
@@ -56,6 +55,7 @@ from nanoverify.support.files import (
     write_jsonl,
     writing,
 )
+from nanoverify.support.flags import Parser
 from nanoverify.support.stage import POLICY, TEST_DRAW, TEST_TEMPERATURE
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.verifier import verify
@@ -390,8 +390,7 @@ def write_table(path: Path, rows: dict[tuple[str, int], dict]):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--arms", nargs="+", choices=tuple(SEEDS), default=list(SEEDS),
                         metavar="ARM", help="default: all")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N",

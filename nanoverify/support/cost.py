@@ -16,6 +16,7 @@ from nanoverify.sampler import READ, Batch, Sample, Sampling
 from nanoverify.scoring import LOGITS, backward, token_log_probs
 from nanoverify.support.cpu import in_parallel, workers
 from nanoverify.support.kernels import autocast
+from nanoverify.support.progress import waiting
 
 MICRO_TOKENS = (16384, 8192, 4096)  # defaults on CUDA: the first that fits
 
@@ -36,6 +37,7 @@ def activation_bytes(config: Config, tokens: int, recompute: bool) -> int:
     return tokens * (4 * D * L + layer if recompute else layer * L)
 
 
+@waiting("computing the memory")
 def estimate(config: Config, batch_size: int, slots: int, micro_tokens: int = 0,
              recompute: bool = False, frozen: int = 0, kind: str = "cuda") -> dict[str, int]:
     """Bytes by purpose, and their `peak`.
@@ -101,6 +103,7 @@ def seconds_of(work, device) -> float:
     return now(device) - began
 
 
+@waiting("rehearsing a step of sampling")
 def decoding_step(model, rows: int, slots: int) -> float:
     """Seconds for one more token of each of `rows` rows of nearly `slots` tokens.
 
@@ -131,6 +134,7 @@ def decoding_step(model, rows: int, slots: int) -> float:
     return seconds_of(lambda: in_parallel(step, prepared, count), device)
 
 
+@waiting("rehearsing a step of training")
 def training_pass(model, rows: int, length: int, vocab_size: int) -> float:
     """Seconds for a forward and a backward pass over `rows` sequences of `length` learned tokens.
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from nanoverify.checkpoint import load_config, load_model, save_model
 from nanoverify.problems import SOLVE_PROMPT, Problem, read_problems, split_of
@@ -28,6 +27,8 @@ from nanoverify.support.files import (
     write_json,
     write_jsonl,
 )
+from nanoverify.support.flags import Parser, positive
+from nanoverify.support.progress import bar
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.trajectory import Trajectory, as_row
 from nanoverify.verifier import VERIFY_PROMPTS
@@ -39,13 +40,6 @@ POLICY = str(Path(__file__).parents[1] / "policy")  # the shipped initial policy
 TRAINED = str(Path(__file__).parents[1] / "trained")  # and what the three stages made of it
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
-
-
 class Help(argparse.RawDescriptionHelpFormatter):
     """A flag and its meaning on one line, so that --help stays short."""
     def __init__(self, prog):
@@ -55,9 +49,8 @@ class Help(argparse.RawDescriptionHelpFormatter):
         return "N" if action.type in (int, positive) else "X"
 
 
-def new_parser(description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(description=description, usage="%(prog)s [flags]",
-                                   formatter_class=Help, allow_abbrev=False)
+def new_parser(description: str) -> Parser:
+    return Parser(description, usage="%(prog)s [flags]", formatter_class=Help)
 
 
 def parse_with_recipe(parser, argv, paper: dict):
@@ -106,7 +99,7 @@ def add_question_flags(parser):
                             "instead of stopping at the first")
     group.add_argument("--test-count", type=positive, default=1000,
                        help="questions evaluated (default: %(default)s)")
-    group.add_argument("--test-temperature", type=float, default=TEST_TEMPERATURE,
+    group.add_argument("--test-temperature", type=at_least_0, default=TEST_TEMPERATURE,
                        help="of their responses; 0 is greedy (default: %(default)s)")
 
 
@@ -140,7 +133,10 @@ def on_cuda(device: str) -> bool:
     try:
         return torch.zeros(1, device=device).device.type == "cuda"
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {device}: {str(error).splitlines()[0]}")
+        reason = str(error).splitlines()[0]
+        if reason.startswith("Expected one of"):  # a list of 20 words follows
+            reason = "there is no such kind of device; give cpu or cuda"
+        raise InputError(f"--device {device}: {reason}")
 
 
 def set_up(args):
@@ -322,9 +318,12 @@ def train_problems(args, count: int | None = None) -> list[Problem]:
     return fitting(args, random.Random(args.seed).sample(problems, count))
 
 
-def steps_left(done: int, last: int, label: str) -> tqdm:
-    """Steps done + 1 to `last`, as a progress bar."""
-    return tqdm(range(done + 1, last + 1), desc=label, initial=done, total=last)
+def steps_left(done: int, last: int, label: str):
+    """Steps done + 1 to `last`, as a progress bar. InputError: more are done already."""
+    if done > last:
+        raise InputError(f"--resume: {done} steps are done already, more than the {last} of "
+                         "this command; give a larger --steps")
+    return bar(range(done + 1, last + 1), desc=label, initial=done, total=last)
 
 
 def batch_of(items: list, size: int, step: int, seed: int) -> list:

@@ -8,7 +8,6 @@ Without --model it is the one in out/rl or, if there is none yet, the trained on
 the code. Checks are blue. After each verdict follows its answer: green if accepted, red and struck
 through if rejected. Without a terminal the output is plain text.
 """
-import argparse
 import functools
 import itertools
 import re
@@ -21,6 +20,7 @@ from nanoverify.puzzles import FAMILIES, make_puzzles
 from nanoverify.sampler import next_token, prefill, uniform
 from nanoverify.support.decoding import decode, fuse
 from nanoverify.support.files import InputError, run
+from nanoverify.support.flags import Parser, at_least_0
 from nanoverify.support.kernels import autocast
 from nanoverify.support.stage import (
     POLICY,
@@ -120,13 +120,12 @@ def questions(question: str | None, gold: str):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("question", nargs="?", help="without it: lines of standard input")
     add_model_flags(parser, default=latest_model())
     parser.add_argument("--gold", default="", metavar="ANSWER",
                         help="the right answer, to see the rule's verdict as well")
-    parser.add_argument("--temperature", type=float, default=TEST_TEMPERATURE,
+    parser.add_argument("--temperature", type=at_least_0, default=TEST_TEMPERATURE,
                         help="0 is greedy (default: %(default)s)")
     args = parser.parse_args(argv)
     model, tokenizer = load(args)

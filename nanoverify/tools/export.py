@@ -14,7 +14,6 @@ Rewards: TRL calls `outcome_rewards` and `process_rewards`, verl `compute_score`
 reward becomes its mean over the actions: the action that earned it is lost, and so are the reward
 contexts.
 """
-import argparse
 import re
 
 from nanoverify import ppo
@@ -27,6 +26,7 @@ from nanoverify.support.files import (
     write_json,
     write_jsonl,
 )
+from nanoverify.support.flags import Parser, positive
 from nanoverify.trajectory import parse, training_ids
 
 END = re.compile(r"(?:\s*<[|/\w]+>)+\s*$")  # <|im_end|>, </s>: end tokens that an engine leaves
@@ -116,15 +116,9 @@ def sft_row(row: dict, tokenizer) -> dict:
 
 
 def main(argv=None):
-    from nanoverify.support.stage import (
-        add_model_flags,
-        add_question_flags,
-        positive,
-        train_problems,
-    )
+    from nanoverify.support.stage import add_model_flags, add_question_flags, train_problems
     from nanoverify.tokenizer import Tokenizer
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--data", default="out/data/trajectories.jsonl", metavar="FILE",
                         help="from stage 0 (default: %(default)s)")
     parser.add_argument("--out", default="handover", help="folder (default: %(default)s)")

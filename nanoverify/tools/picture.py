@@ -6,13 +6,13 @@ It shows the shortest response that rejects a wrong answer and then gives the ri
 least --attempts attempts. Checks are blue; a rejected solution is red and struck through, the
 accepted one green.
 """
-import argparse
 import html
 import textwrap
 from pathlib import Path
 
 from nanoverify.evaluate import correction
 from nanoverify.support.files import InputError, run, writing
+from nanoverify.support.flags import Parser
 from nanoverify.tools.report import read_set
 
 WIDTH, LINE, CHARACTERS = 820, 21, 92  # of the picture, of a line, in pixels; letters of a line
@@ -67,8 +67,7 @@ def svg(row: dict) -> str:
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("run", metavar="RUN", help="output folder of train_sft.py or train_rl.py")
     parser.add_argument("--attempts", type=int, default=2,
                         help="fewest solutions (default: %(default)s)")

@@ -7,7 +7,6 @@ The page needs no network; report.html is its template. It shows accuracies, ver
 rule, attempts by level, curves, and at most 300 graded transcripts of a folder. jinja2 escapes all
 text of questions and models. samples.jsonl is left out.
 """
-import argparse
 import collections
 import dataclasses
 import math
@@ -17,7 +16,9 @@ import jinja2
 
 from nanoverify.evaluate import COLUMNS, by, cell, metrics
 from nanoverify.problems import Problem
+from nanoverify.support.alarms import of_data, of_run
 from nanoverify.support.files import InputError, read_json, read_jsonl, run
+from nanoverify.support.flags import Parser
 from nanoverify.trajectory import OPENING, Action, Trajectory
 
 TRANSCRIPTS = {"trajectories.jsonl": "composed for SFT",
@@ -97,11 +98,18 @@ def read_run(path: str) -> dict:
         lines = [line for _, line in read_jsonl(folder / "metrics.jsonl", growing=running)]
     if not all("step" in line for line in lines):
         raise InputError(f"{folder}/metrics.jsonl: a line without a step")
+    alarms = of_run(lines)
+    if (folder / "statistics.json").exists():
+        try:
+            alarms += of_data(read_json(folder / "statistics.json"))
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise InputError(f"{folder}/statistics.json: not that of this version")
 
     # 3. transcripts
     sets = [{"name": f"{path}: {title}", **read_set(folder / name, running)}
             for name, title in TRANSCRIPTS.items() if name in names]
-    return {"path": path, "running": running, "lines": lines, "columns": columns, "sets": sets}
+    return {"path": path, "running": running, "lines": lines, "alarms": alarms, "columns": columns,
+            "sets": sets}
 
 
 def is_evaluation(values) -> bool:
@@ -266,8 +274,7 @@ def by_length(names) -> list[str]:
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN",
                         help="output folder of one of the three scripts, finished or not")
     parser.add_argument("--out", default="report.html", metavar="FILE", help="default: %(default)s")
