@@ -27,7 +27,7 @@ from nanoverify.support.files import (
     write_json,
     write_jsonl,
 )
-from nanoverify.support.flags import Parser, positive
+from nanoverify.support.flags import Parser, at_least_0, positive
 from nanoverify.support.progress import bar
 from nanoverify.tokenizer import Tokenizer
 from nanoverify.trajectory import Trajectory, as_row
