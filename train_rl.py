@@ -96,7 +96,7 @@ def flags(argv):
         help="questions per step (default: %(default)s)")
     add("--samples", type=int, default=8, metavar="M",
         help="responses per question (default: %(default)s)")
-    add("--temperature", type=above_0, default=0.4,
+    add("--temperature", type=above_0, default=0.7,
         help="of rollouts and log-probs (default: %(default)s)")
     group = parser.add_argument_group("reward and advantage")
     add = group.add_argument
@@ -105,7 +105,7 @@ def flags(argv):
     add("--advantage", choices=("group", "gae"), default="group",
         help="group: leave-one-out and reward contexts; gae: a value head, which reads the "
              "policy's states and does not train them (default: %(default)s)")
-    add("--beta", type=at_least_0, default=1.0,
+    add("--beta", type=at_least_0, default=0.1,
         help="weight of the KL to the SFT model (default: %(default)s)")
     add("--plain", action="store_true", help="advantages are not normalised")
     group = parser.add_argument_group("update")
