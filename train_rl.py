@@ -105,12 +105,12 @@ def flags(argv):
     add("--advantage", choices=("group", "gae"), default="group",
         help="group: leave-one-out and reward contexts; gae: a value head, which reads the "
              "policy's states and does not train them (default: %(default)s)")
-    add("--beta", type=at_least_0, default=0.1,
+    add("--beta", type=at_least_0, default=0.05,
         help="weight of the KL to the SFT model (default: %(default)s)")
     add("--plain", action="store_true", help="advantages are not normalised")
     group = parser.add_argument_group("update")
     add = group.add_argument
-    add("--lr", type=above_0, default=3e-4,
+    add("--lr", type=above_0, default=5e-4,
         help="highest learning rate; 5 steps of warm-up, then linear to 0 over --steps "
              "(default: %(default)s)")
     add("--minibatches", type=positive, default=4,
