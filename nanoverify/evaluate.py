@@ -15,8 +15,10 @@ from nanoverify.support.start import run  # isort: skip  (before torch)
 
 import itertools
 import json
+import re
 from dataclasses import replace
 
+from nanoverify.answers import grade
 from nanoverify.problems import SOLVE_PROMPT, Problem, read_problems
 from nanoverify.puzzles import FAMILIES, HELD_OUT, TRAINED, make_puzzles
 from nanoverify.sampler import Sampling, generate
@@ -25,6 +27,8 @@ from nanoverify.support.flags import Parser, at_least_0, positive
 from nanoverify.support.kernels import autocast
 from nanoverify.trajectory import Trajectory, as_row, parse, well_formed
 from nanoverify.verifier import agreement
+
+EQUATION = re.compile(r"([(\d][\d ()+*/-]*) = (-?\d+)")
 
 
 def respond(model, tokenizer, problems: list[Problem], sampling: Sampling,
@@ -164,12 +168,20 @@ def evaluate(model, tokenizer, problems: list[Problem], sampling: Sampling) -> l
 
 def correction(trajectories: list[Trajectory]) -> Trajectory | None:
     """The shortest response in which the model rejects two different wrong answers of its own and
-    then gives the right one. If there is none: that rejects one.
+    then gives the right one, and in which all equations hold. If there is none: in which some do
+    not hold, or that rejects one.
     """
     corrected = [t for t in trajectories
                  if well_formed(t) and not t.solves[0].right and t.solves[-1].right]
     twice = [t for t in corrected if len({solve.answer for solve in t.solves}) == len(t.solves) > 2]
-    return min(twice or corrected, key=lambda t: len(t.ids), default=None)
+    candidates = twice or corrected
+    sound = [t for t in candidates if all(equations_hold(action.text) for action in t.actions)]
+    return min(sound or candidates, key=lambda t: len(t.ids), default=None)
+
+
+def equations_hold(text: str) -> bool:
+    """Whether each "4 * (2 + 1) = 12" in the text is true."""
+    return all(grade(value, expression) for expression, value in EQUATION.findall(text))
 
 
 def flags(argv):

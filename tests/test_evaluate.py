@@ -237,5 +237,16 @@ def test_correction_shows_two_different_rejected_answers():
     longer = said("s- vn s- vn s- vn s+ vy", "7856")
     wrong = said("s- vn s- vn s- vy", "785")
     assert correction([once, repeated, longer, twice, wrong]) is twice
+    twice.actions[1].text = "Put in 7: 7 * 2 = 15. It should be 12."
+    assert correction([once, twice]) is twice
+    assert correction([once, longer, twice]) is longer
     assert correction([repeated, once]) is once
     assert correction([wrong, made("s+ vy")]) is None
+
+
+def test_equations_hold():
+    """Bug: a worked example with a false equation passes for a sound one."""
+    assert evaluate.equations_hold("Put in 7: 7 * 2 = 14. 27 + 14 = 41. It should be 39, 2 less.")
+    assert evaluate.equations_hold("8 - (6 - 3) = 5. 3 - 8 = -5. 6 / 3 = 2. The answer is 5.")
+    assert not evaluate.equations_hold("7 * 2 = 14. 27 + 14 = 40.")
+    assert not evaluate.equations_hold("3 - 8 = 5.")
