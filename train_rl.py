@@ -110,7 +110,7 @@ def flags(argv):
     add("--plain", action="store_true", help="advantages are not normalised")
     group = parser.add_argument_group("update")
     add = group.add_argument
-    add("--lr", type=above_0, default=5e-4,
+    add("--lr", type=at_least_0, default=5e-4,
         help="highest learning rate; 5 steps of warm-up, then linear to 0 over --steps "
              "(default: %(default)s)")
     add("--minibatches", type=positive, default=4,
@@ -129,6 +129,13 @@ def flags(argv):
 def every_question(model, tokenizer, problems, sampling: Sampling) -> list:
     """What the steps draw from: all training questions."""
     return problems
+
+
+def enough(pool: list, prompts: int) -> list:
+    """The pool. InputError: it is smaller than a step."""
+    if len(pool) < prompts:
+        raise InputError(f"--prompts {prompts}: only {len(pool)} training questions")
+    return pool
 
 
 def collect(model, tokenizer, asked, sampling: Sampling) -> Rollout:
@@ -333,11 +340,8 @@ def main(argv=None, choose=every_question, collect=collect, mark=mark):
     testing = test_sampling(args)
     reference = copy.deepcopy(model).requires_grad_(False) if args.beta else None
     held_out = test_problems(args)
-    pool = train_problems(args)
-    print_rl_plan(model, tokenizer, pool, len(held_out), args)
-    pool = choose(model, tokenizer, pool, sampling)
-    if len(pool) < args.prompts:
-        raise InputError(f"--prompts {args.prompts}: only {len(pool)} training questions")
+    print_rl_plan(model, tokenizer, held_out, args)
+    pool = enough(choose(model, tokenizer, train_problems(args), sampling), args.prompts)
     learner = new_learner(model, rules.gae, args.lr)
     saving = Saving(args.steps, args.save_every)
     calls = [choose.__name__, collect.__name__, mark.__name__]

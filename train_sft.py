@@ -26,7 +26,7 @@ from nanoverify.support.files import (
     read_jsonl,
     refuse,
 )
-from nanoverify.support.flags import above_0, at_least_0, positive
+from nanoverify.support.flags import at_least_0, positive
 from nanoverify.support.kernels import autocast
 from nanoverify.support.stage import (
     add_model_flags,
@@ -78,7 +78,7 @@ def flags(argv):
     add_question_flags(parser)
     group = parser.add_argument_group("stage 1")
     add = group.add_argument
-    add("--lr", type=above_0, default=1e-3,
+    add("--lr", type=at_least_0, default=1e-3,
         help="highest learning rate; linear to 0 after 15%% warm-up (default: %(default)s)")
     add("--epochs", type=positive, default=2, help="default: %(default)s")
     add("--steps", type=positive,

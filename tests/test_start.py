@@ -43,7 +43,7 @@ def test_unknown_flags(module, elsewhere, capsys):
 
 
 @pytest.mark.parametrize("module, flag, values", [
-    (train_rl, "--lr", ["-1", "0", "nan", "inf", "much"]), (train_sft, "--lr", ["-1"]),
+    (train_rl, "--lr", ["-1", "nan", "inf", "much"]), (train_sft, "--lr", ["-1"]),
     (train_rl, "--clip", ["0"]), (train_rl, "--beta", ["-1"]), (train_sft, "--kl", ["-0.1"]),
     (train_rl, "--temperature", ["0"]), (build_data, "--keep-easy", ["1.1", "-1"]),
     (build_data, "--verify-temperature", ["-1"]), (evaluate, "--temperature", ["-1"]),

@@ -612,10 +612,11 @@ def test_a_run_does_not_resume_with_other_calls(tmp_path, stub):
                        "2", "--device", "cpu", "--steps", "2", "--resume"], mark=arms.shuffled)
 
 
-def test_a_negative_beta_is_refused():
+def test_a_negative_beta_is_refused(capsys):
     """Bug: the policy is paid for leaving the reference."""
-    with pytest.raises(InputError, match="^--beta"):
+    with pytest.raises(SystemExit):
         train_rl.flags(["--beta", "-1"])
+    assert "--beta: -1 is not a number of at least 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags", [["--beta", "0"], ["--advantage", "gae", "--beta", "0.1"],

@@ -220,15 +220,15 @@ def print_time(model, args, vocab_size: int, responses: int, longest: int = 0, t
     print(cost.time_line(fixed, per_token))
 
 
-def print_rl_plan(model, tokenizer, problems: list[Problem], held_out: int, args):
+def print_rl_plan(model, tokenizer, held_out: list[Problem], args):
     """How long stage 2 will take, and what a step of it is. held_out: questions evaluated."""
-    some = problems[:100]
+    some = held_out[:100]
     lengths = [len(tokenizer.prompt(SOLVE_PROMPT.format(question=p.question))) for p in some]
     prompt = sum(lengths) / len(lengths) if lengths else 0  # mean length
     responses = args.steps * args.prompts * args.samples
     # a forward pass is a third of a pass with its gradient
     passes = 1 + ((args.beta > 0) + (args.advantage == "gae")) / 3
-    print_time(model, args, tokenizer.vocab_size, responses + held_out,
+    print_time(model, args, tokenizer.vocab_size, responses + len(held_out),
                args.max_new_tokens + round(prompt), responses * passes * prompt, responses * passes)
     print(f"{args.prompts} questions x {args.samples} samples = {args.prompts * args.samples} "
           f"responses per step, {args.minibatches} optimizer steps each, {args.steps} steps")
