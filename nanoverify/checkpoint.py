@@ -156,7 +156,9 @@ def named_file(index: Path, name: str) -> Path:
 def checkpoint_files(folder) -> list[Path]:
     """The files that decide what a model answers."""
     folder = find_folder(folder)
-    return [folder / "config.json", folder / "tokenizer.json", *weight_files(folder)]
+    prompts_and_stops = ("tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+    there = [folder / name for name in prompts_and_stops if (folder / name).exists()]
+    return [folder / "config.json", folder / "tokenizer.json", *there, *weight_files(folder)]
 
 
 def open_weights(path: Path):

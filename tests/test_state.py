@@ -1,6 +1,7 @@
 """Nothing is lost: states are whole or not used, a resumed run equals one never stopped,
 faults leave the state before intact."""
 import builtins
+import contextlib
 import errno
 import io
 import json
@@ -479,6 +480,43 @@ def test_two_runs_at_once():
     assert left_behind(Path()) == ["arguments.json", "out"]
 
 
+@pytest.mark.parametrize("flags", [{}, {"overwrite": True}, {"resume": True}])
+def test_a_folder_of_somebody_else_is_not_removed(flags):
+    """Bug: what happens to be called OUT.part is deleted, and nobody was asked."""
+    Path("out.part").mkdir()
+    Path("out.part/thesis.tex").write_text("mine")
+    with pytest.raises(InputError, match="out.part, which holds other files; move it away"):
+        with output_folder("out", **flags):
+            pytest.fail("works in a folder of somebody else")
+    assert Path("out.part/thesis.tex").read_text() == "mine"
+
+
+def test_a_folder_of_a_run_that_died_is_taken(monkeypatch):
+    """Bug: a run that was killed before its first state blocks its output for ever."""
+    Path("out.part").mkdir()
+    Path("out.part", files.MARK).touch()
+    Path("out.part/half.jsonl").write_text("{")
+    with output_folder("out") as folder:
+        write_json(folder / "arguments.json", {})
+    assert left_behind(Path()) == ["arguments.json", "out"]
+
+
+def test_an_output_that_appears_meanwhile_is_kept(monkeypatch):
+    """Bug: a run looks for an earlier output, waits for the lock while another run finishes, and
+    replaces what that one wrote."""
+    @contextlib.contextmanager
+    def finishes_meanwhile(folder, refusal=""):
+        if not Path("out").exists():
+            Path("out").mkdir()
+            write_json("out/arguments.json", {"of the": "other run"})
+        yield
+    monkeypatch.setattr(files, "locked", finishes_meanwhile)
+    with pytest.raises(InputError, match="--out out: exists; --overwrite replaces it"):
+        with output_folder("out"):
+            pytest.fail("replaces the output of another run")
+    assert read_json("out/arguments.json") == {"of the": "other run"}
+
+
 def test_weights_can_be_read_by_others():
     """Bug: weights have mode 0600 beside files that a group or everybody may read."""
     with output_folder("out") as folder:
@@ -532,6 +570,31 @@ def test_a_gradient_that_is_not_finite(policy, data, monkeypatch):
         run_sft(policy, "out", "--save-every", "1")
     tensors, found = state.load_state(state.Path("out.part/state"))
     assert found["step"] == 2 and all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_weights_that_are_not_finite(policy, data):
+    """Bug: a rate beyond all sense makes the weights infinite in the last step, and the run ends
+    with success."""
+    with pytest.raises(InputError, match="step 1: the weights are not finite"):
+        run_sft(policy, "out", "--lr", "1e38", "--steps", "1")
+    assert not os.path.exists("out") and not os.path.exists("out.part")
+
+
+def test_a_run_is_of_its_threads_and_its_template(policy, data, capsys):
+    """Bug: a run that continues with more threads, or after the chat template was edited, passes
+    for the same run."""
+    run_sft(policy, "out", "--steps", "2")
+
+    def again():
+        return refusal(lambda argv: run_sft(policy, "out", *argv), ["--resume"], capsys)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert f"threads was {threads}, is {threads + 1}" in again()
+    finally:
+        torch.set_num_threads(threads)
+    (Path(policy) / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    assert "chat_template.jinja was None, is" in again()
 
 
 def test_a_signal_ends_behind_the_step(policy, data, monkeypatch, capsys):

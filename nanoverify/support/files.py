@@ -15,6 +15,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+MARK = ".nanoverify"  # an empty file in each working folder, so that no other one is removed
 WINDOWS = os.name == "nt"
 
 # How CUDA, cuBLAS, cuDNN, torch, C++ and Windows report a lack of memory
@@ -217,10 +218,6 @@ def output_folder(path, resume: bool = False, overwrite: bool = False, need: int
     shown = Path(path)
     if shown.exists() and not shown.is_dir():
         raise InputError(f"--out {shown}: is a file, not a folder")
-    occupied = shown.is_dir() and any(shown.iterdir())
-    if occupied and not (shown / "arguments.json").exists():
-        raise InputError(f"--out {shown}: holds other files; "
-                         "choose a folder that is new, empty or an earlier output")
     path = shown.resolve()  # a link to a folder is followed
     temporary = path.with_name(path.name + ".part")
     refusal = (f"--out {shown}.part: another run works in it; "
@@ -235,7 +232,12 @@ def output_folder(path, resume: bool = False, overwrite: bool = False, need: int
                 pass  # only a check: a running one must not lose its files
             if (temporary / "replaced").is_dir() and not path.exists():
                 (temporary / "replaced").rename(path)  # a run died between its last two renames
-                occupied = True
+            # looked at only now: another run may have finished while this one waited
+            occupied = path.is_dir() and any(path.iterdir())
+            if occupied and not (path / "arguments.json").exists():
+                raise InputError(f"--out {shown}: holds other files; "
+                                 "choose a folder that is new, empty or an earlier output")
+            refuse_foreign(shown, temporary)
             begun, ended = holds_state(temporary), holds_state(path)
             refuse_choice(shown, occupied, begun, ended, resume, overwrite)
             with no_os_error(shown):
@@ -250,6 +252,7 @@ def output_folder(path, resume: bool = False, overwrite: bool = False, need: int
             yield temporary
         except BaseException:
             if resume and ended and not begun and not path.exists():
+                (temporary / MARK).unlink(missing_ok=True)
                 temporary.rename(path)  # a finished run that got no further keeps its place
             elif not holds_state(temporary):
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -260,6 +263,18 @@ def output_folder(path, resume: bool = False, overwrite: bool = False, need: int
             share_weights(temporary)
             replace_folder(path, temporary)
         shutil.rmtree(path / "replaced", ignore_errors=True)
+        (path / MARK).unlink(missing_ok=True)
+
+
+def refuse_foreign(shown: Path, temporary: Path):
+    """InputError: what stands where the run would work was not made by a run."""
+    if not os.path.lexists(temporary):
+        return
+    ours = temporary.is_dir() and ((temporary / MARK).exists() or holds_state(temporary)
+                                   or not any(temporary.iterdir()))
+    if not ours:
+        raise InputError(f"--out {shown}: the run would work in {shown}.part, which holds other "
+                         "files; move it away, or choose another --out")
 
 
 def share_weights(folder: Path):
@@ -306,6 +321,7 @@ def start_folder(path: Path, temporary: Path, keep: bool, take_finished: bool) -
             path.rename(temporary)
         else:
             temporary.mkdir()
+    (temporary / MARK).touch()
     free = shutil.disk_usage(temporary).free
     (temporary / "writable").touch()
     (temporary / "writable").unlink()

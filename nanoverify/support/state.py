@@ -207,10 +207,20 @@ def save_step(folder: Path, line: dict, state: dict, learner: Learner, saving: S
         with writing(path, len(text), then):
             sync(path)
         state = {**state, "metrics_bytes": path.stat().st_size}
-        save_state(folder / "state", step, training_tensors(*learner), state)
+        tensors = training_tensors(*learner)
+        refuse_infinite(tensors, step)
+        save_state(folder / "state", step, tensors, state)
     if caught:
         print(f"stopped after step {step}; continue with --resume", file=sys.stderr)
         raise SystemExit(128 + caught[0])
+
+
+def refuse_infinite(tensors: dict[str, torch.Tensor], step: int):
+    """InputError: a weight or a moment is NaN or infinite. Such a model is not saved."""
+    largest = torch.stack([tensor.abs().max().float() for tensor in tensors.values()])
+    if not largest.isfinite().all():
+        raise InputError(f"step {step}: the weights are not finite any more; lower --lr, and "
+                         "continue from the last saved state with --resume --allow-changes")
 
 
 def state_bytes(model) -> int:
@@ -222,10 +232,14 @@ def state_bytes(model) -> int:
 
 
 def identity(args, *files) -> dict:
-    """What makes two runs the same: flags, and the content of `files` and of question files."""
+    """What makes two runs the same: flags, and the content of `files` and of question files.
+
+    Threads count, too: sums in another order round differently.
+    """
     files += (*(args.questions or ()), *(args.test_questions or ()))
     flags = {key: value for key, value in vars(args).items() if key not in FREE}
-    return flags | {str(path): fingerprint(path) for path in files}
+    prints = {str(path): fingerprint(path) for path in files}
+    return {**flags, "threads": torch.get_num_threads(), **prints}
 
 
 def refuse_changes(saved: dict, now: dict, allowed: bool):
