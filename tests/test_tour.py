@@ -21,4 +21,4 @@ def test_tour(elsewhere, monkeypatch, capsys):
     page = (elsewhere / "out/tour/report.html").read_text("utf-8")
     assert all(f"out/tour/{folder}" in page for folder in LESS)
     arguments = read_json("out/tour/rl/arguments.json")
-    assert arguments["model"] == "out/tour/sft" and arguments["beta"] == 1.0
+    assert arguments["model"] == "out/tour/sft" and arguments["beta"] == 0.05
