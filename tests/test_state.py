@@ -572,6 +572,18 @@ def test_a_gradient_that_is_not_finite(policy, data, monkeypatch):
     assert found["step"] == 2 and all(tensor.isfinite().all() for tensor in tensors.values())
 
 
+def test_sft_evaluates_as_it_is_told(policy, data, monkeypatch):
+    """Bug: stage 1 is evaluated greedily, or otherwise than stage 2 is."""
+    real, seen = train_sft.evaluate, []
+
+    def evaluate(model, tokenizer, problems, sampling):
+        seen.append((sampling.temperature, sampling.seed, sampling.samples))
+        return real(model, tokenizer, problems, sampling)
+    monkeypatch.setattr(train_sft, "evaluate", evaluate)
+    run_sft(policy, "out", "--steps", "1", "--seed", "5", "--test-temperature", "0.3")
+    assert seen == [(0.3, 0, 1)] * 2
+
+
 def test_weights_that_are_not_finite(policy, data):
     """Bug: a rate beyond all sense makes the weights infinite in the last step, and the run ends
     with success."""

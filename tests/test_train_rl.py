@@ -643,6 +643,20 @@ def test_whole_run_with_learning_rate_0(flags, tmp_path, capsys, fp32):
     assert start == end and start["count"] == 2  # evaluation is repeatable
 
 
+def test_evaluations_do_not_sample_as_rollouts_do(tmp_path, monkeypatch, capsys, fp32):
+    """Bug: evaluations take the temperature, the seed or the number of samples of the rollouts."""
+    save_policy(tmp_path / "policy")
+    real, seen = train_rl.evaluate, []
+
+    def evaluate(model, tokenizer, problems, sampling):
+        seen.append((sampling.temperature, sampling.seed, sampling.samples))
+        return real(model, tokenizer, problems, sampling)
+    monkeypatch.setattr(train_rl, "evaluate", evaluate)
+    small_run(tmp_path, "--steps", 1, "--eval-every", 1, "--seed", 5, "--temperature", 0.9,
+              "--test-temperature", 0.3)
+    assert seen == [(0.3, 0, 1)] * 3  # before, in between, after
+
+
 def test_the_sampler_agrees_with_the_trainer(tmp_path, monkeypatch, capsys, fp32):
     """Bug: old log-probs are those of other tokens, another temperature or another policy."""
     save_policy(tmp_path / "policy", vocab_padding=5)
